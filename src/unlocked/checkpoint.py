@@ -1,0 +1,177 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON; nothing is ever unpickled.
+
+    PATH/LATEST                                  the name of the newest complete checkpoint
+    PATH/step-000000120/manifest.json            configuration and progress of the run
+    PATH/step-000000120/example.safetensors      the chain's example batch
+    PATH/step-000000120/replica-0-stage-2.safetensors, .json      one shard per worker
+
+A checkpoint is written into a folder aside, synced, then renamed, and only then named in LATEST: an interruption at any
+moment leaves the previous one valid. The newest two are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import BadCheckpoint
+
+FORMAT = 1
+_KEEP = 2
+
+
+def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON; tensors inside are put into `tensors` and named. Raises BadCheckpoint for what cannot be written."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach()
+        return {"tensor": name}
+    if isinstance(value, tuple):
+        return {"tuple": [pack(part, f"{name}.{k}", tensors) for k, part in enumerate(value)]}
+    if isinstance(value, list):
+        return [pack(part, f"{name}.{k}", tensors) for k, part in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {"map": [[key, pack(part, f"{name}.{key}", tensors)] for key, part in value.items()]}
+    raise BadCheckpoint(
+        f"{name} is a {type(value).__name__}; only numbers, words, tensors and containers can be saved."
+    )
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `pack`."""
+    if isinstance(packed, list):
+        return [unpack(part, tensors) for part in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, inside),) = packed.items()
+    if kind == "tensor":
+        return tensors[inside]
+    if kind == "tuple":
+        return tuple(unpack(part, tensors) for part in inside)
+    return {key: unpack(part, tensors) for key, part in inside}
+
+
+class Writer:
+    """Writes one checkpoint aside; `commit` makes it the newest. Used as a context manager, it cleans up on failure."""
+
+    def __init__(self, path: str | Path, step: int) -> None:
+        self._root = Path(path)
+        self._name = f"step-{step:09d}"
+        self._aside = self._root / f".{self._name}.{os.getpid()}"
+
+    def __enter__(self) -> Writer:
+        shutil.rmtree(self._aside, ignore_errors=True)
+        self._aside.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write `name`.safetensors. Tensors are copied to the CPU; shared storages are written apart."""
+        file = self._aside / f"{name}.safetensors"
+        save_file({key: x.detach().cpu().contiguous().clone() for key, x in tensors.items()}, file)
+        _sync(file)
+
+    def json(self, name: str, value: Any) -> None:
+        """Write `name`.json."""
+        file = self._aside / f"{name}.json"
+        file.write_text(json.dumps(value, indent=1))
+        _sync(file)
+
+    def commit(self) -> Path:
+        """Rename into place, point LATEST at it, forget the oldest."""
+        _sync(self._aside)
+        final, again = self._root / self._name, 0
+        while final.exists():  # the same step saved again: never touch what LATEST may name
+            again += 1
+            final = self._root / f"{self._name}.{again}"
+        self._aside.rename(final)
+        pointer = self._root / f".LATEST.{os.getpid()}"
+        pointer.write_text(final.name)
+        _sync(pointer)
+        pointer.replace(self._root / "LATEST")
+        _sync(self._root)
+        for old in sorted(self._root.glob("step-*"))[:-_KEEP]:
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
+        return final
+
+
+class Reader:
+    """Reads the newest complete checkpoint under PATH (or PATH itself, if it is one). Raises BadCheckpoint."""
+
+    def __init__(self, path: str | Path) -> None:
+        root = Path(path)
+        if not root.exists():
+            raise BadCheckpoint(f"There is no checkpoint at {root}: no such folder.")
+        self.path = root if (root / "manifest.json").exists() else _newest(root)
+        self.manifest = self.json("manifest")
+        if self.manifest.get("format") != FORMAT:
+            raise BadCheckpoint(
+                f"{self.path} has checkpoint format {self.manifest.get('format')}, this version reads {FORMAT}."
+            )
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `name`.safetensors."""
+        file = self.path / f"{name}.safetensors"
+        try:
+            return load_file(file)
+        except Exception as error:  # safetensors raises its own kinds for truncated and foreign files
+            raise BadCheckpoint(f"{file} cannot be read ({error}); the checkpoint is damaged.") from error
+
+    def json(self, name: str) -> Any:
+        """The value of `name`.json."""
+        file = self.path / f"{name}.json"
+        try:
+            return json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(f"{file} cannot be read ({error}); the checkpoint is damaged or incomplete.") from error
+
+
+def _newest(root: Path) -> Path:
+    """The folder LATEST names; should that be missing, the newest complete one."""
+    pointer = root / "LATEST"
+    named = root / pointer.read_text().strip() if pointer.exists() else None
+    if named is not None and (named / "manifest.json").exists():
+        return named
+    complete = [folder for folder in sorted(root.glob("step-*")) if (folder / "manifest.json").exists()]
+    if not complete:
+        raise BadCheckpoint(f"{root} holds no complete checkpoint.")
+    return complete[-1]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def same_dtype(mine: Tensor, theirs: Tensor, name: str) -> None:
+    """Raises BadCheckpoint unless both have one shape and dtype."""
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        raise BadCheckpoint(
+            f"{name} is {tuple(theirs.shape)} {theirs.dtype} in the checkpoint but {tuple(mine.shape)} {mine.dtype} here."
+        )
+
+
+@torch.no_grad()
+def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors by name. Raises BadCheckpoint unless both have the same names, shapes and dtypes."""
+    if target.keys() != source.keys():
+        odd = sorted(target.keys() ^ source.keys())[:5]
+        raise BadCheckpoint(f"The checkpoint of {where} does not fit: {odd} are only on one side.")
+    for name, x in target.items():
+        same_dtype(x, source[name], name)
+        x.copy_(source[name])

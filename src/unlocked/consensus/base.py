@@ -1,0 +1,124 @@
+"""Consensus: what happens to a gradient among the replicas.
+
+A consensus rule is a frozen set of parameters that makes, for each worker, a `Weights`: the store a credit rule reads before
+a forward and writes when a gradient is complete. `write` is the same for all of them:
+
+    reduce the gradient among the replicas → clip → optimizer step → learning-rate step → mix the weights among the replicas
+
+A rule says what `reduce` and `mix` do (both may be nothing).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..chain import Chain
+from ..worker import Worker
+
+BatchNormPolicy = Literal["local", "average", "refresh"]
+Clock = Literal["step", "epoch"]
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What a consensus rule declares. Ψ_P: bytes of the parameters; N replicas."""
+
+    title: str
+    source: str
+    barrier: str  # who waits for whom
+    bytes: str  # sent by a replica per update
+    replicas: str  # whether they stay equal
+    result: str  # what the trained network is
+
+
+@dataclass
+class Store:
+    """A stage's weights and what updates them.
+
+    optimizer: steps all parameters of the stage and its head. scheduler: its learning-rate schedule, stepped after every
+    update (`clock="step"`) or by the session after every epoch ("epoch"). accumulate: micro-batches per update.
+    clip: largest norm of the stage's gradient, or None. batchnorm: see `Weights.write`.
+    """
+
+    optimizer: torch.optim.Optimizer
+    scheduler: Any = None
+    clock: Clock = "step"
+    accumulate: int = 1
+    clip: float | None = None
+    batchnorm: BatchNormPolicy = "local"
+
+
+class Weights:
+    """One worker's weights under a consensus rule."""
+
+    def __init__(self, worker: Worker, chain: Chain, store: Store) -> None:
+        self.worker, self.chain, self.store = worker, chain, store
+        self.stage = chain[worker.stage]
+        self.parameters = [parameter for parameter in self.stage.parameters() if parameter.requires_grad]
+        self.statistics = [x for x in batchnorm_statistics(self.stage) if x.is_floating_point()]
+        self._pending = 0
+
+    async def read(self) -> None:
+        """Before a forward: settle which version of the weights it sees. Here: the one in place."""
+
+    async def write(self) -> None:
+        """A micro-batch's gradient is complete; after the last of `accumulate`, update.
+
+        With the policy `batchnorm="average"` the replicas' BatchNorm statistics are averaged after each update.
+        """
+        self._pending += 1
+        if self._pending < self.store.accumulate:
+            return
+        self._pending = 0
+        await self.reduce()
+        await self.worker.run("U", self.update)
+        self.worker.version += 1
+        await self.mix()
+        if self.store.batchnorm == "average" and self.statistics:
+            for mine, mean in zip(self.statistics, await self.worker.replicas.mean("batchnorm", self.statistics)):
+                mine.copy_(mean)
+
+    def update(self) -> None:
+        """Clip, step, clear."""
+        store = self.store
+        if store.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, store.clip)
+        store.optimizer.step()
+        if store.scheduler is not None and store.clock == "step":
+            store.scheduler.step()
+        store.optimizer.zero_grad(set_to_none=True)
+
+    async def reduce(self) -> None:
+        """What happens to the gradient before the step."""
+
+    async def mix(self) -> None:
+        """What happens to the weights after the step."""
+
+
+class Consensus(ABC):
+    """What the replicas have in common. Subclasses are frozen dataclasses: their fields are the rule's parameters."""
+
+    name: ClassVar[str]
+    properties: ClassVar[Properties]
+    shares_data: ClassVar[bool] = False  # True: the replicas split an epoch; False: each goes through all of it
+
+    @abstractmethod
+    def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
+        """The weights of one worker. `chain` is its replica's."""
+
+
+def batchnorm_statistics(module: nn.Module) -> Iterable[Tensor]:
+    """Running means and variances of every BatchNorm inside, in order (and the counts of batches)."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            yield from (x for x in (part.running_mean, part.running_var, part.num_batches_tracked) if x is not None)
+
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+ScheduleFactory = Callable[[torch.optim.Optimizer], Any]

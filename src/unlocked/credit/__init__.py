@@ -1,0 +1,12 @@
+"""Credit rules: where a stage's gradient comes from. One file each."""
+
+from .backprop import Backprop
+from .base import Credit
+from .dgl import DGL
+from .greedy import Greedy
+from .interlocking import Interlocking
+from .predsim import PredSim
+
+ALL: tuple[type[Credit], ...] = (Backprop, Greedy, DGL, PredSim, Interlocking)
+
+__all__ = ["ALL", "DGL", "Backprop", "Credit", "Greedy", "Interlocking", "PredSim"]

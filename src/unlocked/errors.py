@@ -1,0 +1,51 @@
+"""Errors that are sentences: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnlockedError(Exception):
+    """Base of every error this library raises on purpose. Its text is a whole sentence for the user."""
+
+
+class InvalidChoice(UnlockedError, ValueError):
+    """A value that is not allowed; the sentence names the allowed ones and the nearest."""
+
+
+class CannotCut(UnlockedError, ValueError):
+    """The model cannot be split as asked."""
+
+
+class HeadTooLarge(UnlockedError, ValueError):
+    """An auxiliary head costs more than its FLOP budget."""
+
+
+class NonFiniteLoss(UnlockedError, ArithmeticError):
+    """A stage's loss is NaN or infinite; training stopped before its weights were touched."""
+
+
+class Deadlock(UnlockedError, RuntimeError):
+    """Every worker waits for another one."""
+
+
+class BadData(UnlockedError, ValueError):
+    """A data set that cannot be read as described."""
+
+
+class BadCheckpoint(UnlockedError, ValueError):
+    """A checkpoint that is missing, incomplete, or of another run."""
+
+
+def choose(what: str, given: str, allowed: Iterable[str]) -> str:
+    """`given` if it is among `allowed`; otherwise an InvalidChoice that names the nearest one.
+
+    Example sentence: Unknown head 'mpl'; did you mean 'mlp'? Allowed are: cnn, linear, mlp.
+    """
+    names = sorted(allowed)
+    if given in names:
+        return given
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise InvalidChoice(f"Unknown {what} {given!r};{hint} Allowed are: {', '.join(names)}.")

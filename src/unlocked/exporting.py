@@ -1,0 +1,59 @@
+"""A trained network's weights as one safetensors file, under the user's own names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from .chain import Chain
+from .errors import InvalidChoice
+from .run_files import read_config
+from .running import load_data
+from .session import Trainer
+
+
+def export(folder: Path, to: Path, member: str = "averaged", overwrite: bool = False) -> Path:
+    """Write the weights of the run in `folder` to `to`; returns `to`.
+
+    member: "averaged" (the mean of the replicas) or a replica's number, from 0. The file's metadata holds the recipe of
+    the network ("recipe", JSON; `unlocked.models.from_recipe` builds it), and what was exported.
+    Raises InvalidChoice (the file exists, no such member), BadCheckpoint (no such run).
+    """
+    if to.exists() and not overwrite:
+        raise InvalidChoice(f"{to} exists; give another name, or --overwrite.")
+    config = read_config(folder)
+    trainer = Trainer.resume(folder / "checkpoint", device="cpu")
+    if member == "averaged":
+        refresh = load_data(config)[0] if config.batchnorm == "refresh" else None
+        chain = trainer.averaged(refresh=refresh)
+    else:
+        chain = trainer.chains[_number(member, trainer.replicas)]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    aside = to.with_name(f".{to.name}.{os.getpid()}")
+    save_file(
+        {name: x.detach().contiguous().clone() for name, x in chain.state_dict().items()},
+        aside,
+        metadata={
+            "format": "pt",
+            "recipe": json.dumps(_recipe(chain)),
+            "method": str(config.method),
+            "member": member,
+            "updates": str(trainer.steps),
+        },
+    )
+    aside.replace(to)
+    return to
+
+
+def _recipe(chain: Chain) -> object:
+    return None if chain.recipe is None else chain.recipe["model"]
+
+
+def _number(member: str, replicas: int) -> int:
+    if member.isdecimal() and int(member) < replicas:
+        return int(member)
+    numbers = ", ".join(map(str, range(replicas)))
+    raise InvalidChoice(f"There is no member {member!r} in this run; give averaged or a replica's number: {numbers}.")

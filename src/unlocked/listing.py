@@ -1,0 +1,50 @@
+"""The table of methods, printed from what the rules declare about themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from . import consensus, credit
+from .method_names import parameters, show
+
+_HEADINGS = {"up": "bytes up", "down": "bytes down", "bytes": "bytes per update"}
+
+
+def rules() -> dict[str, list[dict[str, Any]]]:
+    """All credit and consensus rules: name, declared properties, parameters with their defaults."""
+    return {"credit": _declared(credit.ALL), "consensus": _declared(consensus.ALL)}
+
+
+def _declared(kinds: Iterable[Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": kind.name, **dataclasses.asdict(kind.properties), "parameters": parameters(kind)} for kind in kinds
+    ]
+
+
+def as_rich(kind: str, rows: list[dict[str, Any]]) -> Table:
+    """One table for the terminal; `kind` is its title."""
+    table = Table(title=f"{kind} rules", show_lines=True)
+    for column in rows[0]:
+        table.add_column(_HEADINGS.get(column, column))
+    for row in rows:
+        table.add_row(*(_text(entry) for entry in row.values()))
+    return table
+
+
+def as_markdown(kind: str, rows: list[dict[str, Any]]) -> str:
+    """The same in Markdown."""
+    columns = list(rows[0])
+    lines = [f"### {kind.capitalize()} rules", "", "| " + " | ".join(_HEADINGS.get(c, c) for c in columns) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    lines += ["| " + " | ".join(_text(entry).replace("|", "\\|") for entry in row.values()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _text(entry: Any) -> str:
+    if isinstance(entry, dict):
+        return ", ".join(f"{key}={show(default)}" for key, default in entry.items()) or "–"
+    return str(entry)

@@ -1,0 +1,231 @@
+"""Methods as short texts: `credit[/consensus][@replicas]`, as in `dgl(head=mlp)/wash(p=0.001)@3`.
+
+A rule is its name, and in brackets the parameters that differ from their defaults. A value is a Python literal, a bare
+word (text), or an expression of the number of stages J: `J`, `J-1`, `J+1`, `J//2`. Nothing is ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from . import consensus as consensus_rules
+from . import credit as credit_rules
+from .consensus import Consensus
+from .credit import Credit
+from .errors import InvalidChoice, choose
+from .heads.budget import HEADS
+
+_FORM = re.compile(r"(?P<name>[A-Za-z][\w-]*)\s*(?:\((?P<inside>.*)\))?", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z_][\w-]*")
+_STAGES = re.compile(r"J(?:\s*(?P<sign>-|\+|//)\s*(?P<number>\d+))?")
+_CONSTANTS = ("True", "False", "None")
+
+
+@dataclass(frozen=True)
+class OfStages:
+    """A whole number that depends on the number of stages J: J, J-k, J+k or J//k."""
+
+    sign: str = ""
+    number: int = 0
+
+    def at(self, stages: int) -> int:
+        """Its value for J = `stages`."""
+        if self.sign == "//":
+            return stages // self.number
+        return stages - self.number if self.sign == "-" else stages + self.number
+
+    def __str__(self) -> str:
+        return f"J{self.sign}{self.number}" if self.sign else "J"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A rule's name and the parameters given to it; `str` is the text that parses back to it."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        inside = ",".join(f"{key}={show(value)}" for key, value in self.options)
+        return f"{self.name}({inside})" if inside else self.name
+
+
+@dataclass(frozen=True)
+class Method:
+    """Credit, consensus, replicas; `str` is the text that parses back to it, `slug` the same as a folder's name."""
+
+    credit: Call
+    consensus: Call = Call("independent")
+    replicas: int = 1
+
+    def __str__(self) -> str:
+        consensus = "" if self.consensus == Call("independent") else f"/{self.consensus}"
+        return f"{self.credit}{consensus}" + (f"@{self.replicas}" if self.replicas > 1 else "")
+
+    @property
+    def slug(self) -> str:
+        """`dgl(head=mlp)/wash(p=0.001)@3` → `dgl-head-mlp--wash-p-0.001--x3`."""
+        calls = [self.credit] if self.consensus == Call("independent") else [self.credit, self.consensus]
+        parts = [re.sub(r"[^\w.+-]", "-", str(call)).rstrip("-") for call in calls]
+        return "--".join([*parts, f"x{self.replicas}"] if self.replicas > 1 else parts)
+
+
+# ---- text → value ----------------------------------------------------------------------------------------------------
+
+
+def literal(text: str) -> Any:
+    """A Python literal, or a bare word as itself. Raises InvalidChoice."""
+    text = text.strip()
+    if _WORD.fullmatch(text) and text not in _CONSTANTS:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise InvalidChoice(
+            f"{text!r} is no value; give a number, a word, True, False, None, or a text in quotes."
+        ) from error
+
+
+def value(text: str) -> Any:
+    """As `literal`, and expressions of J."""
+    found = _STAGES.fullmatch(text.strip())
+    if found is None:
+        return literal(text)
+    sign, number = found["sign"] or "", int(found["number"] or 0)
+    if sign == "//" and number == 0:
+        raise InvalidChoice(f"{text!r} divides by zero; give a divisor of at least 1.")
+    return OfStages(sign, number)
+
+
+def show(given: Any) -> str:
+    """The text that `value` reads back."""
+    bare = isinstance(given, str) and _WORD.fullmatch(given) and given not in _CONSTANTS
+    if bare and not _STAGES.fullmatch(given):
+        return given
+    return str(given) if isinstance(given, OfStages) else repr(given)
+
+
+def parse_call(text: str) -> Call:
+    """`name` or `name(key=value, …)`. Raises InvalidChoice; the names are checked by `make_credit`, `make_consensus`."""
+    form = _FORM.fullmatch(text.strip())
+    if form is None:
+        raise InvalidChoice(f"{text!r} cannot be read; write a rule as name or name(key=value,…), e.g. dgl(head=mlp).")
+    inside = (form["inside"] or "").strip()
+    source = f"f({inside})"
+    try:
+        parsed = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name) or parsed.args:
+        raise InvalidChoice(f"The parameters {inside!r} of {form['name']} cannot be read; write them as key=value,….")
+    options = []
+    for keyword in parsed.keywords:
+        if keyword.arg is None or keyword.arg in dict(options):
+            raise InvalidChoice(f"The parameters {inside!r} of {form['name']} name one twice or none; write key=value.")
+        options.append((keyword.arg, value(ast.get_source_segment(source, keyword.value) or "")))
+    return Call(form["name"], tuple(options))
+
+
+def parse_method(text: str) -> Method:
+    """`credit[/consensus][@replicas]`. Raises InvalidChoice for texts of another form and unknown rules."""
+    calls, replicas = text.strip(), 1
+    counted = re.fullmatch(r"(.*)@\s*(\d+)", calls, re.DOTALL)
+    if counted:
+        calls, replicas = counted[1], int(counted[2])
+    first, *more = _outside_brackets(calls, "/")
+    if len(more) > 1 or replicas < 1 or not all([first.strip(), *(part.strip() for part in more)]):
+        raise InvalidChoice(
+            f"{text!r} is no method; write credit, credit/consensus or credit/consensus@replicas, e.g. dgl/wash(p=0.001)@3."
+        )
+    method = Method(parse_call(first), parse_call(more[0]) if more else Call("independent"), replicas)
+    choose("credit rule", method.credit.name, _names(credit_rules.ALL))
+    choose("consensus rule", method.consensus.name, _names(consensus_rules.ALL))
+    return method
+
+
+def _outside_brackets(text: str, separator: str) -> list[str]:
+    """Split where the separator stands outside all brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+# ---- value → rule ----------------------------------------------------------------------------------------------------
+
+
+def make_credit(call: Call, stages: int) -> Credit:
+    """The credit rule that `call` names, for J = `stages`. Raises InvalidChoice, naming the nearest valid one."""
+    return _make("credit rule", call, credit_rules.ALL, stages)
+
+
+def make_consensus(call: Call, stages: int) -> Consensus:
+    """The consensus rule that `call` names, for J = `stages`. Raises InvalidChoice, naming the nearest valid one."""
+    return _make("consensus rule", call, consensus_rules.ALL, stages)
+
+
+def parameters(kind: type) -> dict[str, Any]:
+    """A rule's parameters and their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+def _names(kinds: Iterable[Any]) -> list[str]:
+    return [kind.name for kind in kinds]
+
+
+def _make(what: str, call: Call, kinds: Sequence[Any], stages: int) -> Any:
+    choose(what, call.name, _names(kinds))
+    kind = next(kind for kind in kinds if kind.name == call.name)
+    hints = get_type_hints(kind)
+    options = {}
+    for key, given in call.options:
+        if not parameters(kind):
+            raise InvalidChoice(f"{call.name} has no parameters; leave out {key!r}.")
+        choose(f"parameter of {call.name}", key, parameters(kind))
+        options[key] = _fit(f"{call.name}'s {key}", given, hints[key], stages)
+        if key == "head" and isinstance(options[key], str):
+            choose("head", options[key], HEADS)
+    return kind(**options)
+
+
+def _fit(what: str, given: Any, hint: Any, stages: int) -> Any:
+    """`given` as a value of the annotated type. Raises InvalidChoice."""
+    if isinstance(given, OfStages):
+        given = given.at(stages)
+    allowed = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for one in allowed:
+        if _is_a(given, one):
+            return float(given) if one is float else given
+    words = [option for one in allowed if get_origin(one) is Literal for option in get_args(one)]
+    if words and isinstance(given, str):
+        choose(f"value of {what}", given, words)
+    raise InvalidChoice(f"{what} must be {' or '.join(map(_in_words, allowed))}; given {given!r}.")
+
+
+def _is_a(given: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if hint is None or hint is types.NoneType:
+        return given is None
+    if get_origin(hint) is Literal:
+        return given in get_args(hint)
+    if hint in (int, float):
+        return isinstance(given, (int, hint)) and not isinstance(given, bool)
+    return isinstance(given, get_origin(hint) or hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "None"}
+    return words.get(hint, str(hint))

@@ -1,0 +1,1 @@
+"""Instruments that look at a training run without changing it."""

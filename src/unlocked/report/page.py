@@ -1,0 +1,226 @@
+"""The page: its sections, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import UnlockedError
+from . import curves, gantt, memory, settings, table, traffic
+from .curves import Axis, Curve, chart
+from .drawing import RC, Look, Sheet, looks
+from .study import Method, Run, Study, read_study
+from .words import listed, summary, title
+
+T = TypeVar("T")
+
+Section = tuple[str, str, str]  # anchor, heading, body
+
+MESSAGES = {
+    "bytes_up": "Up: activations",
+    "bytes_down": "Down: gradients",
+    "bytes_replicas": "Between replicas",
+}
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `folder`/report.html from the files of a run or of a comparison; returns its path.
+
+    The file is self-contained: figures are inline SVG, nothing is loaded. What the folder lacks is said in words.
+    Raises BadData (neither a run nor a comparison, or damaged files), UnlockedError (the file cannot be written).
+    """
+    study = read_study(Path(folder))
+    path = Path(folder) / "report.html"
+    try:
+        path.write_text(_page(study), encoding="utf-8")
+    except OSError as error:
+        raise UnlockedError(f"The report cannot be written to {path} ({error}); make the folder writable.") from error
+    return path
+
+
+def _page(study: Study) -> str:
+    import matplotlib
+
+    with matplotlib.rc_context(RC):
+        sections = _sections(study)
+    links = "".join(f'<a href="#{anchor}">{html.escape(heading)}</a>' for anchor, heading, _ in sections)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{html.escape(heading)}</h2>{content}</section>'
+        for anchor, heading, content in sections
+    )
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in study.notes)
+    head = html.escape(title(study))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{head}</title><style>{_asset('report.css')}</style></head><body><main>"
+        f'<header><h1>{head}</h1><p class="summary">{html.escape(summary(study))}</p>'
+        + (f'<ul class="notes">{notes}</ul>' if notes else "")
+        + f"<nav>{links}</nav></header>{body}</main><script>{_asset('report.js')}</script></body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _sections(study: Study) -> list[Section]:
+    sheet, all_looks = Sheet(), looks([method.name for method in study.methods])
+    sections = [
+        ("results", "Results", table.table(study, all_looks)),
+        ("accuracy", "Accuracy", _accuracy(sheet, study.methods, all_looks)),
+        ("depth", "Losses and accuracy with depth", _depth(sheet, study, all_looks)),
+        ("step", "One step, worker by worker", _steps(sheet, study.methods, all_looks)),
+        ("memory", "Memory for activations", _memory(sheet, study.methods, all_looks)),
+        ("bytes", "Bytes between workers", _traffic(sheet, study.methods, all_looks)),
+        ("settings", "Settings and how to repeat this", settings.settings(study)),
+    ]
+    return sections
+
+
+def caption(text: str) -> str:
+    """How to read a figure."""
+    return f'<p class="caption">{html.escape(text)}</p>'
+
+
+def _absent(methods: Sequence[Method], shown: Sequence[str], what: str) -> str:
+    """Say which methods a figure leaves out."""
+    names = [method.name for method in methods if method.name not in shown]
+    if not names:
+        return ""
+    return f'<p class="missing">{html.escape(f"Not shown, as {what}: {listed(names)}.")}</p>'
+
+
+def _charts(sheet: Sheet, all_looks: dict[str, Look], items: Sequence[tuple[str, list[Curve], Axis]]) -> str:
+    drawn = "".join(chart(sheet, found, all_looks, axis, heading) for heading, found, axis in items if found)
+    return f'<div class="panels">{drawn}</div>'
+
+
+def _accuracy(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
+    by_epoch, by_seconds = curves.accuracy(methods, False), curves.accuracy(methods, True)
+    names = [curve.name for curve in by_epoch]
+    if not by_epoch:
+        losses = curves.validation_loss(methods)
+        if not losses:
+            return '<p class="missing">There was no validation, so there is no accuracy to show.</p>'
+        axis = Axis("passes over the data", "held-out loss", whole=True)
+        text = "Held-out loss after each pass; the targets are no classes, so there is no accuracy."
+        return _charts(sheet, all_looks, [("Loss after each pass over the data", losses, axis)]) + caption(text)
+    text = (
+        "Share of held-out samples classified correctly, of the replicas' averaged network if there are several. The "
+        "first chart shows what a pass over the data buys, the second what a second of training buys on this machine, "
+        "all workers in one process, validation not counted."
+    )
+    if any(any(curve.spread) for curve in by_epoch):
+        text += " Lines are means over the seeds, bands ± one standard deviation."
+    if any(name.startswith("greedy") for name in names):
+        text += " Greedy learning trains one stage after the other, so it makes more passes."
+    items = [
+        ("Accuracy over passes", by_epoch, Axis("passes over the data", "accuracy, %", whole=True)),
+        ("Accuracy over seconds of training", by_seconds, Axis("seconds of training", "accuracy, %")),
+    ]
+    missing = _absent(methods, names, "no accuracy was recorded")
+    return _charts(sheet, all_looks, items) + caption(text) + missing
+
+
+def _depth(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
+    losses, scores = curves.losses_by_depth(study.methods), curves.accuracy_by_depth(study.methods)
+    if not losses and not scores:
+        return '<p class="missing">No losses were recorded.</p>'
+    items = [
+        ("Training loss at each head", losses, Axis("stage", "training loss", log=_apart(losses), whole=True)),
+        ("Held-out accuracy at each head", scores, Axis("stage", "accuracy, %", whole=True)),
+    ]
+    text = (
+        "What each stage's own head had reached at the end, from the first stage (0) to the last. A falling loss means "
+        "that depth helps. A method without heads has one point only, its last stage; losses of different kinds of "
+        "heads (predsim mixes two) compare within a method, not between methods."
+    )
+    courses = _courses(sheet, study)
+    return _charts(sheet, all_looks, items) + caption(text) + courses
+
+
+def _apart(found: list[Curve]) -> bool:
+    values = [y for curve in found for y in curve.y]
+    return bool(values) and min(values) > 0 and max(values) > 8 * min(values)
+
+
+def _courses(sheet: Sheet, study: Study) -> str:
+    """The losses of every stage over the passes; folded away in a comparison, where it is the first run of each."""
+    runs = [(method.name, method.runs[0]) for method in study.methods if method.runs and method.runs[0].epochs]
+    charts = "".join(_course(sheet, name if study.comparison else "", run) for name, run in runs)
+    if not charts:
+        return ""
+    text = "Mean training loss of every stage that has one, pass by pass; darker lines are deeper stages."
+    if not study.comparison:
+        return f'<div class="panels">{charts}</div>{caption(text)}'
+    body = f'<div class="panels small">{charts}</div>{caption(text)}'
+    return f"<details><summary>Losses of every stage over the passes (first seed)</summary>{body}</details>"
+
+
+def _course(sheet: Sheet, name: str, run: Run) -> str:
+    found = curves.losses_by_epoch(run)
+    if not found:
+        return ""
+    axis = Axis("passes over the data", "training loss", _apart(found), True)
+    return curves.stages_chart(sheet, found, axis, name or "Training loss of every stage", small=bool(name))
+
+
+def _steps(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
+    found = _first(methods, lambda run: run.timeline)
+    if not found:
+        return '<p class="missing">No step was recorded (no step.json), so there is no timeline to show.</p>'
+    steps = [gantt.step_of(name, timeline) for name, timeline in found]
+    text = (
+        "The last step, one lane for each worker: what the method's dependencies allow with one device per worker and "
+        "free links. Durations were measured in one process and are noisy; the order is exact. Gaps are waiting: a long "
+        "staircase down and back up is backpropagation's lock, lanes that go on at once have none. Thin lines join a "
+        "message's sending to its taking."
+    )
+    drawn = gantt.gantt(sheet, steps, all_looks)
+    return drawn + caption(text) + _absent(methods, [name for name, _ in found], "no step was recorded")
+
+
+def _memory(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
+    found = _first(methods, lambda run: run.curve or None)
+    if not found:
+        return '<p class="missing">No activation memory was recorded (no step.json).</p>'
+    text = (
+        "Bytes of tensors kept for the backward passes during the first step, after each tensor saved or freed, all "
+        "workers in one process one after the other; parameters are not counted. The dot marks the peak, which is the "
+        "memory the step needs; the axes are the same in height, not in length."
+    )
+    drawn = memory.memory(sheet, found, all_looks)
+    return drawn + caption(text) + _absent(methods, [name for name, _ in found], "no memory curve was recorded")
+
+
+def _traffic(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
+    drawn, gone = [], []
+    for key, heading in MESSAGES.items():
+        if any(method.numbers[key] is not None for method in methods):
+            drawn.append(traffic.traffic(sheet, methods, key, heading, all_looks))
+        else:
+            gone.append(heading.lower())
+    if not drawn:
+        return '<p class="missing">No bytes were recorded (no summary of any run).</p>'
+    text = (
+        "Mean bytes sent per update and replica. Up: what stages pass to the next one. Down: what comes back to the "
+        "stage below. Between replicas: means of gradients, or shuffled weights. 0 means that nothing is ever sent."
+    )
+    shown = [method.name for method in methods if any(method.numbers[key] is not None for key in MESSAGES)]
+    missing = f'<p class="missing">Not recorded: {html.escape(listed(gone))}.</p>' if gone else ""
+    return f'<div class="panels three">{"".join(drawn)}</div>{caption(text)}{missing}' + _absent(
+        methods, shown, "no bytes were recorded"
+    )
+
+
+def _first(methods: list[Method], what: Callable[[Run], T | None]) -> list[tuple[str, T]]:
+    """For each method the first of its runs that has it."""
+    found = []
+    for method in methods:
+        values = [value for run in method.runs if (value := what(run)) is not None]
+        found += [(method.name, values[0])] if values else []
+    return found

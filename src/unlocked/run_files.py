@@ -1,0 +1,136 @@
+"""The files of a run's folder: what is written where, and how it is read back.
+
+RUN/config.json     the resolved configuration
+RUN/events.jsonl    one line per epoch, and each start and stop
+RUN/step.json       the timeline of the last training step, the activation curve of the first
+RUN/summary.json    what came out; written when the run is complete, so its presence says so
+RUN/checkpoint/     see checkpoint.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from .config import RunConfig, cores
+from .errors import BadCheckpoint
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write aside, then rename: nobody ever sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(file)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """`content` as indented JSON."""
+    write_text(file, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises BadCheckpoint if it is missing or damaged."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise BadCheckpoint(f"There is no {file}; is {file.parent} the folder of a run?") from error
+    except ValueError as error:
+        raise BadCheckpoint(f"{file} cannot be read ({error}); it is damaged.") from error
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of the run in `folder`. Raises BadCheckpoint if there is none."""
+    return RunConfig.from_json(read_json(folder / "config.json"))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the run was measured on."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return {"cpu": _processor(), "cores": cores(), "device": name}
+
+
+def versions() -> dict[str, str]:
+    """Of this library, torch and Python."""
+    from . import __version__
+
+    return {"unlocked": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _processor() -> str:
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        rows = []
+    names = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """All records of the run's log; a last line that is still being written is left out."""
+    try:
+        lines = (folder / "events.jsonl").read_text().split("\n")
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def forget_after(folder: Path, epoch: int) -> None:
+    """Drop the epochs a killed run had logged beyond its last checkpoint: they are about to be trained again."""
+    events = read_events(folder)
+    kept = [record for record in events if record["event"] != "epoch" or record["epoch"] <= epoch]
+    if len(kept) < len(events):
+        write_text(folder / "events.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def write_step(folder: Path, timeline: list[dict[str, Any]], curve: list[int]) -> None:
+    """RUN/step.json; a resumed run measures no curve and keeps the one that is there."""
+    file = folder / "step.json"
+    if not curve and file.exists():
+        curve = read_json(file)["activation_curve"]
+    write_text(file, json.dumps({"timeline": timeline, "activation_curve": curve}))
+
+
+def summarise(folder: Path, parameters: int) -> dict[str, Any]:
+    """What came out of a complete run, from its log; see the names in the project's documentation of files."""
+    epochs = [record for record in read_events(folder) if record["event"] == "epoch"]
+    last = epochs[-1]
+    validation: Mapping[str, Any] = last["validation"] or {}
+    accuracies = [record["validation"]["accuracy"] for record in epochs if record["validation"]]
+    speeds = [record["samples_per_second"] for record in epochs]
+    summary: dict[str, Any] = {name: validation.get(name) for name in ("accuracy", "loss", "members", "ensemble")}
+    summary["best_accuracy"] = max((one for one in accuracies if one is not None), default=None)
+    summary["samples_per_second"] = median(speeds[1:] or speeds)
+    summary["activation_peak"] = last["activation_peak"]
+    summary |= _traffic(epochs)
+    return summary | {
+        "parameters": parameters,
+        "epochs": len(epochs),
+        "updates": last["step"],
+        "seconds": last["elapsed"],
+    }
+
+
+def _traffic(epochs: list[dict[str, Any]]) -> dict[str, float]:
+    """Bytes per update and replica, mean over the run."""
+    updates = sum(record["traffic"]["updates"] for record in epochs)
+    return {
+        f"bytes_{way}": sum(record["traffic"][way] for record in epochs) / max(1, updates)
+        for way in ("up", "down", "replicas")
+    }

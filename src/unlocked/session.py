@@ -1,0 +1,484 @@
+"""The Trainer: one chain, one credit rule, one consensus rule, N replicas, in one world."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import consensus as consensus_rules
+from . import credit as credit_rules
+from .batch import Batch, micro_batches
+from .callbacks import Callback
+from .chain import Chain
+from .consensus.base import BatchNormPolicy, Clock, OptimizerFactory, ScheduleFactory, Store, Weights
+from .consensus.base import Consensus as ConsensusRule
+from .credit.base import Credit as CreditRule
+from .credit.base import refuse_non_finite
+from .data import as_data
+from .errors import InvalidChoice, UnlockedError, choose
+from .evaluation import Evaluation, averaged, ensemble, evaluate, refresh_batchnorm
+from .probes.memory import SavedBytes
+from .rng import seed_of
+from .saving import load_state, save_state
+from .timeline import Timeline
+from .worker import Worker
+from .worlds import InProcess
+
+Losses = list[float | None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C after a whole step; the text says what was saved and how to resume."""
+
+
+class Trainer:
+    """Trains a chain by a credit rule, its replicas by a consensus rule, in a world.
+
+    Args:
+        chain: the network. It becomes replica 0 and is trained in place; heads are attached to it where the rule needs them.
+        credit: where a stage's gradient comes from (`ul.credit`).
+        consensus: what happens to it among the replicas (`ul.consensus`).
+        replicas: N ≥ 1, all starting equal.
+        optimizer: list of parameters → torch.optim optimizer; called once per stage and replica.
+        schedule: optimizer → torch learning-rate scheduler, or None. Stepped after every update, or with
+            schedule_every="epoch" after every epoch the stage was trained in.
+        world: where the workers live. Default: all in this process.
+        seed: of everything random here: heads, data order, augmentation, dropout, shuffles.
+        clip: largest gradient norm per stage, or None.
+        accumulate: micro-batches per update; a batch given to `step` is split into that many.
+        precision: "float32" (the parameters' own type) or "bf16" (autocast).
+        batchnorm: statistics of replicas: "local" (each keeps its own; the averaged network gets their mean), "average"
+            (averaged after every update), "refresh" (as local, but the averaged network's are estimated anew from data).
+        device: where to train; default: where the chain is.
+
+    Attributes: `chains` (one per replica), `timeline` (of the latest step), `steps`, `epoch`, `phase`, `heads` (what heads
+    were built and what they cost), `bytes_sent` (by channel, since the start), `activation_peak` (bytes kept for backward
+    in the first step of `fit`).
+
+    Raises UnlockedError kinds: an argument that is not allowed, heads over their budget.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        optimizer: OptimizerFactory,
+        credit: CreditRule | None = None,
+        consensus: ConsensusRule | None = None,
+        replicas: int = 1,
+        schedule: ScheduleFactory | None = None,
+        schedule_every: Clock = "step",
+        world: InProcess | None = None,
+        seed: int = 0,
+        clip: float | None = None,
+        accumulate: int = 1,
+        precision: Literal["float32", "bf16"] = "float32",
+        batchnorm: BatchNormPolicy = "local",
+        device: str | torch.device | None = None,
+    ) -> None:
+        _check_arguments(chain, replicas, accumulate, clip)
+        choose("precision", precision, ("float32", "bf16"))
+        choose("batchnorm policy", batchnorm, ("local", "average", "refresh"))
+        choose("schedule_every", schedule_every, ("step", "epoch"))
+        self.credit = credit if credit is not None else credit_rules.Backprop()
+        self.consensus = consensus if consensus is not None else consensus_rules.Independent()
+        self.replicas, self.seed = replicas, seed
+        self.clip, self.accumulate, self.precision = clip, accumulate, precision
+        self.batchnorm, self.schedule_every = batchnorm, schedule_every
+        self.world = world if world is not None else InProcess()
+        self.device = torch.device(device) if device is not None else _device_of(chain)
+        chain.to(self.device)
+        if chain.like is not None:
+            chain.like = chain.like.to(self.device)
+        self.heads = self.credit.prepare(chain, seed)
+        self.chains = [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
+        self.workers: list[Worker] = self.world.mesh(replicas, len(chain), seed, self._context(), self.device)
+        self.weights = [self._make_weights(worker, optimizer, schedule) for worker in self.workers]
+        self.timeline = Timeline()
+        self.steps = self.epoch = self.phase = self.batch_in_epoch = 0
+        self.elapsed = 0.0
+        self.epochs_per_phase: int | None = None
+        self.batch_size: int | None = None
+        self.bytes_sent: Counter[str] = Counter()
+        self.activation_peak: int | None = None
+        self.activation_curve: list[int] = []
+        self._training_data: Any = None
+
+    def _context(self) -> Callable[[], contextlib.AbstractContextManager[Any]] | None:
+        if self.precision == "float32":
+            return None
+        return functools.partial(torch.autocast, self.device.type, dtype=torch.bfloat16)
+
+    def _make_weights(self, worker: Worker, optimizer: OptimizerFactory, schedule: ScheduleFactory | None) -> Weights:
+        chain = self.chains[worker.replica]
+        made = optimizer([p for p in chain[worker.stage].parameters() if p.requires_grad])
+        scheduler = schedule(made) if schedule is not None else None
+        store = Store(made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm)
+        return self.consensus.weights(worker, chain, store, self.seed)
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def step(self, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Losses:
+        """One update from one batch per replica (lists of N tensors), or from one batch split evenly among the N.
+
+        Returns the loss of each stage, mean over the replicas; None for a stage without a loss of its own.
+        Raises InvalidChoice (batches that do not fit the replicas), NonFiniteLoss (naming the stage).
+        """
+        shares = self._shares(x, y)
+        self._train_mode()
+        first = self.steps * self.accumulate
+        batches = [list(micro_batches(*share, self.accumulate, first, self.phase)) for share in shares]
+        for worker in self.workers:
+            worker.losses.clear()
+        with _global_random_state_kept(self.device):
+            self.timeline = self.world.run(
+                [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
+            )
+        self.steps += 1
+        self.bytes_sent.update(self.timeline.bytes_sent())
+        return self._losses()
+
+    def _program(self, worker: Worker, k: int, batches: list[Batch]) -> tuple[Worker, Any]:
+        stage = self.chains[worker.replica][worker.stage]
+        return worker, self.credit.run(worker, stage, batches, self.weights[k])
+
+    def _shares(self, x: Any, y: Any) -> list[tuple[Tensor, Tensor]]:
+        """One (x, y) for each replica, on the device."""
+        n = self.replicas
+        if isinstance(x, Tensor) != isinstance(y, Tensor):
+            raise InvalidChoice("Give x and y both as tensors, or both as lists with one tensor per replica.")
+        if isinstance(x, Tensor):
+            if len(x) % n or len(x) != len(y):
+                raise InvalidChoice(
+                    f"A batch of {len(x)} inputs and {len(y)} targets cannot be split evenly among {n} replicas; "
+                    f"give a multiple of {n}, or lists with one batch per replica."
+                )
+            x, y = x.chunk(n), y.chunk(n)
+        if len(x) != n or len(y) != n:
+            raise InvalidChoice(f"{len(x)} batches and {len(y)} targets were given for {n} replicas; give {n} of each.")
+        if self.consensus.shares_data and len({len(part) for part in x}) > 1:
+            raise InvalidChoice(
+                f"{self.consensus.name} needs equal batches on all replicas, got sizes {[len(part) for part in x]}."
+            )
+        if any(len(part) < self.accumulate for part in x):
+            raise InvalidChoice(f"A batch of {min(map(len, x))} cannot be split into {self.accumulate} micro-batches.")
+        return [(a.to(self.device, non_blocking=True), b.to(self.device, non_blocking=True)) for a, b in zip(x, y)]
+
+    def _losses(self) -> Losses:
+        sums: list[list[float]] = [[] for _ in self.chains[0]]
+        for worker in self.workers:
+            if worker.losses:
+                value = float(sum(worker.losses[1:], worker.losses[0]))
+                refuse_non_finite(worker, value)
+                sums[worker.stage].append(value)
+        return [sum(values) / len(values) if values else None for values in sums]
+
+    def _train_mode(self) -> None:
+        for chain in self.chains:
+            if not chain.training:
+                chain.train()
+
+    # ---- many steps ------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Any,
+        epochs: int,
+        *,
+        validate: Any = None,
+        batch_size: int = 64,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1,
+    ) -> list[dict[str, Any]]:
+        """Train until `epochs` epochs are complete, those before a resume included (per stage, for greedy learning).
+
+        Args:
+            train, validate: `Data` (ul.data.load), a pair of tensors, or a map-style Dataset of (x, y).
+            batch_size: samples per replica and update.
+            callbacks: see callbacks.py.
+            checkpoint: folder to save to every `checkpoint_every` epochs and on Ctrl-C.
+
+        Returns one record per epoch: epoch, phase, step, losses (mean per stage), seconds, elapsed (training only),
+        samples_per_second, bytes (by channel, this epoch), activation_peak, learning_rates, validation.
+        Raises Interrupted after Ctrl-C (the step is finished first; a second Ctrl-C stops at once).
+        """
+        data, held_out = as_data(train), None if validate is None else as_data(validate)
+        self._training_data = data
+        self._settle(epochs, batch_size)
+        total = epochs * self.credit.phases(len(self.chains[0]))
+        reason = "failed"
+        records: list[dict[str, Any]] = []
+        for callback in callbacks:
+            callback.on_start(self, total)
+        try:
+            with _Interrupt() as interrupt:
+                while self.epoch < total:
+                    records.append(self._epoch(data, held_out, epochs, callbacks, interrupt))
+                    if checkpoint is not None and (self.epoch % checkpoint_every == 0 or self.epoch == total):
+                        self.save(checkpoint)
+                    interrupt.check()
+            reason = "finished"
+        except Interrupted as stop:
+            reason = "interrupted"
+            if checkpoint is None:
+                raise
+            self.save(checkpoint)
+            raise Interrupted(
+                f"Stopped after {self.steps} updates (epoch {self.epoch}). Saved to {checkpoint}; "
+                f"go on with Trainer.resume({str(checkpoint)!r})."
+            ) from stop
+        finally:
+            for callback in callbacks:
+                callback.on_stop(self, reason)
+        return records
+
+    def _settle(self, epochs: int, batch_size: int) -> None:
+        """A run that goes on must go on as it was begun."""
+        if self.batch_in_epoch and self.batch_size not in (None, batch_size):
+            raise InvalidChoice(
+                f"This run stopped inside an epoch of batches of {self.batch_size}; go on with batch_size="
+                f"{self.batch_size}, not {batch_size}."
+            )
+        phases = self.credit.phases(len(self.chains[0]))
+        if phases > 1 and self.epoch and self.epochs_per_phase not in (None, epochs):
+            raise InvalidChoice(
+                f"{self.credit.name} trains each stage for {self.epochs_per_phase} epochs in this run, not {epochs}."
+            )
+        self.epochs_per_phase, self.batch_size = epochs, batch_size
+
+    def _epoch(
+        self, data: Any, held_out: Any, epochs: int, callbacks: Sequence[Callback], interrupt: _Interrupt
+    ) -> dict[str, Any]:
+        self.phase = self.epoch // epochs
+        first, sent = self.steps, Counter(self.bytes_sent)
+        mean, samples, seconds = _Mean(), 0, 0.0
+        for shares in zip(*self._streams(data, self.epoch % epochs)):
+            begin = time.perf_counter()
+            losses = self._first_step(shares) if self.activation_peak is None else self.step(*zip(*shares))
+            seconds += time.perf_counter() - begin
+            self.batch_in_epoch += 1
+            count = sum(len(x) for x, _ in shares)
+            samples += count
+            mean.add(losses)
+            if callbacks:
+                record = {"event": "step", "step": self.steps, "epoch": self.epoch, "phase": self.phase}
+                record |= {"losses": losses, "samples": count, "seconds": time.perf_counter() - begin}
+                for callback in callbacks:
+                    callback.on_step(self, record)
+            interrupt.check()
+        self.epoch, self.batch_in_epoch = self.epoch + 1, 0
+        self.elapsed += seconds
+        self._step_schedules(first)
+        record = {
+            "event": "epoch",
+            "epoch": self.epoch,
+            "phase": self.phase,
+            "step": self.steps,
+            "losses": mean.values(),
+            "seconds": seconds,
+            "elapsed": self.elapsed,
+            "samples": samples,
+            "samples_per_second": samples / seconds if seconds else 0.0,
+            "bytes": dict(self.bytes_sent - sent),
+            "activation_peak": self.activation_peak,
+            "learning_rates": self.learning_rates(),
+            "validation": None if held_out is None else self.evaluate(held_out).to_json(),
+        }
+        for callback in callbacks:
+            callback.on_epoch(self, record)
+        return record
+
+    def _streams(self, data: Any, epoch: int) -> list[Iterator[tuple[Tensor, Tensor]]]:
+        shards = self.replicas if self.consensus.shares_data else 1
+        return [
+            data.batches(
+                self.batch_size,
+                epoch=epoch,
+                seed=self.seed,
+                replica=replica,
+                shards=shards,
+                start=self.batch_in_epoch,
+                device=self.device,
+            )
+            for replica in range(self.replicas)
+        ]
+
+    def _first_step(self, shares: Sequence[tuple[Tensor, Tensor]]) -> Losses:
+        """The first step of a session runs under the meter of saved bytes; its values are the same."""
+        parameters = [parameter for chain in self.chains for parameter in chain.parameters()]
+        with SavedBytes(ignore=parameters) as meter:
+            losses = self.step(*zip(*shares))
+        self.activation_peak, self.activation_curve = meter.peak, meter.curve
+        return losses
+
+    def _step_schedules(self, first_step: int) -> None:
+        if self.schedule_every != "epoch":
+            return
+        for weights in self.weights:
+            # greedy learning: the schedule of a stage counts only epochs in which that stage was trained
+            if weights.store.scheduler is not None and weights.worker.version > 0 and self._trained(weights):
+                weights.store.scheduler.step()
+
+    def _trained(self, weights: Weights) -> bool:
+        phases = self.credit.phases(len(self.chains[0]))
+        return phases == 1 or weights.worker.stage == self.phase
+
+    def learning_rates(self) -> list[float]:
+        """The current learning rate of each stage (replica 0, first group)."""
+        rows = [w for w in self.weights if w.worker.replica == self.workers[0].replica]
+        return [float(row.store.optimizer.param_groups[0]["lr"]) for row in rows]
+
+    # ---- the result ------------------------------------------------------------------------------------------------
+
+    def averaged(self, refresh: Any = None) -> Chain:
+        """A new chain with the mean of the replicas' parameters (and BatchNorm statistics).
+
+        `refresh`: data to estimate the statistics from instead; with the policy "refresh" the training data of `fit`.
+        """
+        chain = averaged(self.chains)
+        data = refresh if refresh is not None else self._training_data if self.batchnorm == "refresh" else None
+        if data is not None:
+            batches = as_data(data).batches(
+                self.batch_size or 64, epoch=0, seed=seed_of(self.seed, "refresh"), device=self.device
+            )
+            refresh_batchnorm(chain, (batch for batch, _ in zip(batches, range(50))))
+        return chain
+
+    def ensemble(self, x: Tensor) -> Tensor:
+        """Mean of the replicas' predicted probabilities for `x`."""
+        return ensemble(self.chains, x.to(self.device))
+
+    def evaluate(self, data: Any, batch_size: int = 512) -> Evaluation:
+        """Scores on `data`: of the network (averaged over the replicas), at every head, of each replica, of the ensemble."""
+        network = self.chains[0] if self.replicas == 1 else self.averaged()
+        batches = as_data(data).batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
+        depth = self.credit.readout(self.phase, len(network))
+        return evaluate(self.chains, network, batches, depth)
+
+    # ---- keeping ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint into the folder `path` (see checkpoint.py); returns the folder of this checkpoint."""
+        return save_state(self, path)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        chain: Chain | None = None,
+        *,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        credit: CreditRule | None = None,
+        consensus: ConsensusRule | None = None,
+        world: InProcess | None = None,
+        device: str | torch.device | None = None,
+    ) -> Trainer:
+        """The trainer as it was saved: going on equals never having stopped, bit for bit.
+
+        What the checkpoint describes need not be given: a model of `ul.models` cut by `ul.cut`, optimizers and simple
+        schedules of torch, the library's own rules. For the rest give the same objects as at first, above all `chain`.
+        Raises BadCheckpoint.
+        """
+        given: Mapping[str, Any] = {
+            "chain": chain,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "credit": credit,
+            "consensus": consensus,
+            "world": world,
+            "device": device,
+        }
+        return load_state(cls, path, given)
+
+
+class _Mean:
+    """Running mean of per-stage losses that may be None."""
+
+    def __init__(self) -> None:
+        self._sums: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter()
+        self._stages = 0
+
+    def add(self, losses: Losses) -> None:
+        self._stages = len(losses)
+        for stage, loss in enumerate(losses):
+            if loss is not None:
+                self._sums[stage] += loss  # type: ignore[assignment]
+                self._counts[stage] += 1
+
+    def values(self) -> Losses:
+        return [self._sums[j] / self._counts[j] if self._counts[j] else None for j in range(self._stages)]
+
+
+class _Interrupt:
+    """Ctrl-C is noted, and acted on between two steps; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def check(self) -> None:
+        if self._asked:
+            raise Interrupted(
+                "Stopped by Ctrl-C after a whole step; nothing was saved, as fit had no checkpoint folder."
+            )
+
+
+@contextlib.contextmanager
+def _global_random_state_kept(device: torch.device) -> Iterator[None]:
+    """Workers seed the global generator; the user's own stream must not notice."""
+    state = torch.random.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+
+def _device_of(chain: Chain) -> torch.device:
+    return next((parameter.device for parameter in chain.parameters()), torch.device("cpu"))
+
+
+def _check_arguments(chain: Any, replicas: int, accumulate: int, clip: float | None) -> None:
+    if not isinstance(chain, Chain):
+        raise InvalidChoice(
+            f"Trainer takes a Chain, got {type(chain).__name__}; make one with ul.cut(model, stages=…, like=x)."
+        )
+    if not isinstance(replicas, int) or replicas < 1:
+        raise InvalidChoice(f"replicas={replicas} is not possible; give a whole number of at least 1.")
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise InvalidChoice(f"accumulate={accumulate} is not possible; give a whole number of at least 1.")
+    if clip is not None and not clip > 0:
+        raise InvalidChoice(f"clip={clip} is not possible; give a positive norm, or None.")
+
+
+__all__ = ["Interrupted", "Trainer", "UnlockedError"]

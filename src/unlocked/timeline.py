@@ -1,0 +1,171 @@
+"""What happened: a list of acts, in any world.
+
+    kind  what                                       bytes
+    F     forward of a stage                         0
+    B     backward of a stage                        0
+    L     a head: its forward and backward           0
+    U     update of the weights                      0
+    S     a message leaves                           its payload
+    R     a message is taken                         its payload
+    M     an exchange among replicas (mean, shuffle) what this worker sends
+
+Times are seconds of the world's own clock (wall clock in process). A message is taken in the order it was sent, so a
+timeline alone says which S belongs to which R; `parallel()` uses that to re-time it for one device per worker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+KINDS = "FBLUSRM"
+
+
+class Act(NamedTuple):
+    """One thing one worker did. `replica` and `stage` count from 0; `version` is how often the stage had been updated."""
+
+    kind: str
+    replica: int
+    stage: int
+    micro_batch: int
+    version: int
+    bytes: int
+    start: float
+    end: float
+    channel: str = ""
+    peer: tuple[int, int] | None = None  # (replica, stage) at the other end of an S or R
+
+
+class Timeline:
+    """The acts of a run, in the order they were recorded (per worker: the order they happened)."""
+
+    def __init__(self, acts: Iterable[Act] = ()) -> None:
+        self.acts: list[Act] = list(acts)
+
+    def __len__(self) -> int:
+        return len(self.acts)
+
+    def __iter__(self) -> Iterator[Act]:
+        return iter(self.acts)
+
+    def workers(self) -> list[tuple[int, int]]:
+        """The (replica, stage) pairs that did anything, sorted."""
+        return sorted({(act.replica, act.stage) for act in self.acts})
+
+    def of(self, replica: int, stage: int) -> list[Act]:
+        """The acts of one worker, in its own order."""
+        return [act for act in self.acts if (act.replica, act.stage) == (replica, stage)]
+
+    def bytes_sent(self) -> dict[str, int]:
+        """Payload bytes that left workers, by channel: S between stages, M between replicas."""
+        sent: Counter[str] = Counter()
+        for act in self.acts:
+            if act.kind in "SM" and act.bytes:
+                sent[act.channel] += act.bytes
+        return dict(sent)
+
+    def span(self) -> float:
+        """Seconds from the first start to the last end; 0 for an empty timeline."""
+        if not self.acts:
+            return 0.0
+        return max(act.end for act in self.acts) - min(act.start for act in self.acts)
+
+    def idle_share(self) -> float:
+        """Share of (workers × span) in which a worker neither computes nor exchanges."""
+        span, workers = self.span(), self.workers()
+        busy = sum(act.end - act.start for act in self.acts)
+        return 1.0 - busy / (span * len(workers)) if span else 0.0
+
+    def parallel(self) -> Timeline:
+        """The same acts as one device per worker would have timed them: measured durations, free links.
+
+        An R ends when its message has been sent; an M ends when the last replica has come to it. Everything else starts
+        when its worker is free. This is what the dependencies of the method allow, not a measurement of a cluster.
+        """
+        return Timeline(_retime(self))
+
+    def table(self) -> Table:
+        """All acts as a rich table."""
+        table = Table("worker", "act", "micro-batch", "version", "start ms", "ms", "bytes", "channel", "peer")
+        origin = min((act.start for act in self.acts), default=0.0)
+        for act in self.acts:
+            table.add_row(
+                f"{act.replica}.{act.stage}",
+                act.kind,
+                str(act.micro_batch),
+                str(act.version),
+                f"{1e3 * (act.start - origin):.3f}",
+                f"{1e3 * (act.end - act.start):.3f}",
+                str(act.bytes or ""),
+                act.channel,
+                f"{act.peer[0]}.{act.peer[1]}" if act.peer else "",
+            )
+        return table
+
+    def __str__(self) -> str:
+        """One line per worker, an act as kind, micro-batch and weight version: `F0@3 S0@3 B0@3 U0@3`."""
+        lines = []
+        for replica, stage in self.workers():
+            acts = " ".join(f"{act.kind}{act.micro_batch}@{act.version}" for act in self.of(replica, stage))
+            lines.append(f"replica {replica} stage {stage}: {acts}")
+        return "\n".join(lines)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The acts as plain dictionaries."""
+        return [act._asdict() for act in self.acts]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[dict[str, Any]]) -> Timeline:
+        """The inverse of `to_json`."""
+        return cls(Act(**{**row, "peer": tuple(row["peer"]) if row.get("peer") else None}) for row in rows)
+
+
+def _retime(timeline: Timeline) -> list[Act]:
+    """Replay every worker's acts in its own order; a worker that must wait gives way to the others."""
+    left = {worker: iter(timeline.of(*worker)) for worker in timeline.workers()}
+    clock: dict[tuple[int, int], float] = dict.fromkeys(left, 0.0)
+    sent: dict[tuple, list[float]] = defaultdict(list)
+    taken: Counter[tuple] = Counter()
+    met: dict[tuple, list[float]] = defaultdict(list)
+    meetings: Counter[tuple] = Counter()
+    size = {stage: len({r for r, s in left if s == stage}) for _, stage in left}
+    head = {worker: next(acts, None) for worker, acts in left.items()}
+    done: list[Act] = []
+    arrived: set[tuple] = set()
+    moved = True
+    while moved:
+        moved = False
+        for worker in left:
+            while (act := head[worker]) is not None:
+                duration = act.end - act.start
+                end = clock[worker] + duration
+                if act.kind == "R":
+                    channel = (act.peer, worker, act.channel)
+                    if taken[channel] >= len(sent[channel]):
+                        break
+                    end = max(clock[worker], sent[channel][taken[channel]])
+                    taken[channel] += 1
+                elif act.kind == "M":
+                    here = (act.stage, act.channel)
+                    meeting = (*here, meetings[(worker, here)])
+                    if (worker, meeting) not in arrived:
+                        arrived.add((worker, meeting))
+                        met[meeting].append(clock[worker])
+                        moved = True
+                    if len(met[meeting]) < size[act.stage]:
+                        break
+                    meetings[(worker, here)] += 1
+                    end = max(met[meeting]) + duration
+                start = end - duration if act.kind == "M" else clock[worker]
+                if act.kind == "R":
+                    start = end
+                if act.kind == "S":
+                    sent[(worker, act.peer, act.channel)].append(end)
+                clock[worker] = end
+                done.append(act._replace(start=start, end=end))
+                head[worker] = next(left[worker], None)
+                moved = True
+    return done

@@ -1,0 +1,214 @@
+"""Where a program stands and what it can do: a worker and its verbs.
+
+A training method is written once, as what one worker does, in these verbs only:
+
+    await worker.run(kind, function, *arguments)      compute
+    await worker.below.recv(channel, like)            take the next message of a FIFO channel (blocks)
+    await worker.above.send(channel, x)               put a message on a FIFO channel (never blocks)
+    await worker.replicas.mean(channel, tensors)      meet the same stage of the other replicas
+    await worker.until(when)                          let the clock come to `when`
+
+Never hold a context manager of torch (no_grad, autocast, …) across an `await`: it would be on while others run. Put it
+inside the function given to `run`.
+
+What waiting means is the world's affair (worlds/): it provides the `Transport` behind the verbs. Workers that only take
+from FIFO channels form a Kahn process network, so the result does not depend on who runs when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from .errors import UnlockedError
+from .rng import mix
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Replica i of N and stage j of J, both counted from 0."""
+
+    replica: int
+    stage: int
+
+    def __str__(self) -> str:
+        return f"replica {self.replica} stage {self.stage}"
+
+
+class Transport(Protocol):
+    """What a world does for its workers. All methods are called by the worker at `here`."""
+
+    async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None: ...
+
+    async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor: ...
+
+    async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
+
+    async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor: ...
+
+    async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]: ...
+
+    async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any: ...
+
+    async def until(self, here: Worker, when: float) -> None: ...
+
+
+class Link:
+    """The way to one neighbour: FIFO channels, told apart by name."""
+
+    def __init__(self, here: Worker, there: Place) -> None:
+        self._here, self._there = here, there
+
+    async def send(self, channel: str, x: Tensor) -> None:
+        """Put `x` on the channel. The sender must not change `x` afterwards."""
+        await self._here.transport.send(self._here, self._there, channel, x)
+
+    async def recv(self, channel: str, like: Any = None) -> Tensor:
+        """The oldest message of the channel not yet taken; waits for it. `like` hints at its shape, if known."""
+        return await self._here.transport.recv(self._here, self._there, channel, like)
+
+    async def swap(self, channel: str, x: Tensor) -> Tensor:
+        """Send `x` and take what the neighbour sent on the same channel."""
+        await self.send(channel, x)
+        return await self.recv(channel, x)
+
+
+class Source(Link):
+    """Below stage 0: the data. Receiving gives the micro-batch's input; what is sent down to it is dropped."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def send(self, channel: str, x: Tensor) -> None:
+        """Drop `x`: data need no gradient."""
+
+    async def recv(self, channel: str, like: Any = None) -> Tensor:
+        """The input of the micro-batch given as `like`."""
+        return like.x
+
+
+class Sink(Link):
+    """Above the last stage: nothing. What is sent up to it is dropped; receiving is a mistake of the method."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def send(self, channel: str, x: Tensor) -> None:
+        """Drop `x`: nobody is above."""
+
+    async def recv(self, channel: str, like: Any = None) -> Tensor:
+        """Raises UnlockedError: a method must not wait for a stage that does not exist."""
+        raise UnlockedError(f"The last stage waits on channel {channel!r} for a stage above it; there is none.")
+
+
+class Group:
+    """The same stage in all replicas, this one included. `rank` is this replica, `size` is N."""
+
+    def __init__(self, here: Worker, size: int) -> None:
+        self._here, self.rank, self.size = here, here.replica, size
+
+    async def mean(self, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Element-wise mean of each tensor over the replicas, summed in the order of the replicas. Read-only."""
+        if self.size == 1:
+            return tensors
+        return await self._here.transport.mean(self._here, channel, tensors)
+
+    async def take(self, channel: str, values: Tensor, owners: Tensor) -> Tensor:
+        """Entry i of the result is entry i of the `values` of replica `owners[rank, i]`.
+
+        `values` has shape (k,), `owners` (N, k) int64, the same on every replica: so no index travels.
+        """
+        if self.size == 1:
+            return values
+        return await self._here.transport.take(self._here, channel, values, owners)
+
+    async def gather(self, channel: str, x: Tensor) -> list[Tensor]:
+        """Every replica's `x`, in the order of the replicas. Read-only."""
+        if self.size == 1:
+            return [x]
+        return await self._here.transport.gather(self._here, channel, x)
+
+    def peer(self, replica: int) -> Link:
+        """The link to the same stage in another replica."""
+        return Link(self._here, Place(replica, self._here.stage))
+
+
+class Worker:
+    """One stage of one replica.
+
+    Attributes: `replica` i of `replicas.size` N, `stage` j of `stages` J (from 0); `below`, `above`: neighbours in depth;
+    `replicas`: the group; `version`: updates of its weights so far; `losses`: what `report` was given since the last step.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        place: Place,
+        replicas: int,
+        stages: int,
+        seed: int = 0,
+        context: Callable[[], contextlib.AbstractContextManager[Any]] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.transport, self.place, self.stages, self.seed = transport, place, stages, seed
+        self.replica, self.stage = place
+        self.below: Link = Link(self, Place(self.replica, self.stage - 1)) if self.stage > 0 else Source()
+        self.above: Link = Link(self, Place(self.replica, self.stage + 1)) if self.stage < stages - 1 else Sink()
+        self.replicas = Group(self, replicas)
+        self.version = 0
+        self.losses: list[Tensor] = []
+        self._context = context
+        self.at(0)
+        self._generator = _default_generator(device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the stage that reads the data."""
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the stage with the network's own loss."""
+        return self.stage == self.stages - 1
+
+    def at(self, micro_batch: int) -> None:
+        """Begin a micro-batch: what runs from now on is recorded under it and draws its random numbers."""
+        self.micro_batch, self._draws = micro_batch, 0
+        self._draw_seed = mix(self.seed, micro_batch) >> 1  # leaves room to count up
+
+    def run(self, kind: str, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
+        """Compute `function(*arguments)` and record it as an act of this kind.
+
+        Random numbers inside come from a seed made of (run seed, replica, stage, micro-batch, which call): dropout is the
+        same in every world and after a resume.
+        """
+        return self.transport.execute(self, kind, function, arguments)
+
+    def compute(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        """For worlds: call the function under this worker's random seed and precision."""
+        self._draws += 1
+        self._generator.manual_seed(self._draw_seed + self._draws)
+        if self._context is None:
+            return function(*arguments)
+        with self._context():
+            return function(*arguments)
+
+    async def until(self, when: float) -> None:
+        """Wait until this worker's clock, counted in its own gradients, is at `when`."""
+        await self.transport.until(self, when)
+
+    def report(self, loss: Tensor) -> None:
+        """Hand over a loss (scalar, detached) for the books."""
+        self.losses.append(loss)
+
+
+def _default_generator(device: torch.device | None) -> torch.Generator:
+    if device is not None and device.type == "cuda":
+        torch.cuda.init()
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

@@ -1,0 +1,5 @@
+"""What waiting means. A world runs the programs of its workers and returns the timeline of what happened."""
+
+from .in_process import InProcess
+
+__all__ = ["InProcess"]

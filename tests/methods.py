@@ -1,0 +1,116 @@
+"""The one table of methods: how each is made at a tiny size, and which laws hold of it.
+
+Adding a method adds one row here; the tests in test_laws.py, test_pairs.py and test_resume.py go through the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+import unlocked as ul
+from unlocked.consensus import Consensus
+from unlocked.credit import Credit
+
+
+@dataclass(frozen=True)
+class Row:
+    """`make`: the rule. Laws: `local` no gradient leaves a stage; `one_stage_is_backprop` J = 1 is backprop bit for bit;
+    `phased` trains stages one after the other; `equal_replicas` the replicas stay equal; `conserves` Σ_n θ_n of a mix."""
+
+    name: str
+    make: Callable[[], Credit | Consensus]
+    laws: frozenset[str] = field(default_factory=frozenset)
+
+
+def _laws(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+CREDITS = [
+    Row("backprop", ul.credit.Backprop, _laws("one_stage_is_backprop")),
+    Row("greedy", lambda: ul.credit.Greedy(budget=None), _laws("local", "one_stage_is_backprop", "phased")),
+    Row("dgl", lambda: ul.credit.DGL(head="linear", budget=None), _laws("local", "one_stage_is_backprop")),
+    Row("predsim", lambda: ul.credit.PredSim(budget=None), _laws("local", "one_stage_is_backprop")),
+    Row("interlocking0", lambda: ul.credit.Interlocking(0, budget=None), _laws("local", "one_stage_is_backprop")),
+    Row("interlocking1", lambda: ul.credit.Interlocking(1, budget=None), _laws("one_stage_is_backprop")),
+    Row("interlocking2", lambda: ul.credit.Interlocking(2, budget=None), _laws("one_stage_is_backprop")),
+]
+CONSENSUS = [
+    Row("independent", ul.consensus.Independent, _laws("conserves")),
+    Row("all-reduce", ul.consensus.AllReduce, _laws("equal_replicas")),
+    Row("wash", lambda: ul.consensus.WASH(p=0.3), _laws("conserves")),
+    Row("wash-tensor", lambda: ul.consensus.WASH(p=0.3, schedule="increasing", layers="tensor"), _laws("conserves")),
+]
+
+
+def credits(law: str | None = None) -> list[Row]:
+    """The credit rules of which a law holds (all, without one)."""
+    return [row for row in CREDITS if law is None or law in row.laws]
+
+
+def consensus_rules(law: str | None = None) -> list[Row]:
+    """The consensus rules of which a law holds (all, without one)."""
+    return [row for row in CONSENSUS if law is None or law in row.laws]
+
+
+def name_of(row: Row) -> str:
+    """For pytest's ids."""
+    return row.name
+
+
+def mlp(depth: int = 4, norm: bool = False, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """`depth` hidden layers of 7 units and a classifier for 3 classes, on vectors of 5; seed 0."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for k in range(depth):
+        layers += [nn.Linear(5 if k == 0 else 7, 7)]
+        layers += [nn.BatchNorm1d(7)] if norm else []
+        layers += [nn.Tanh()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers, nn.Linear(7, 3)).to(dtype)
+
+
+def batch(size: int = 12, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Inputs (size, 5) and classes (size,)."""
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 5, generator=source, dtype=dtype), torch.randint(3, (size,), generator=source)
+
+
+def data(size: int = 60, seed: int = 0, dtype: torch.dtype = torch.float64) -> ul.data.Data:
+    """A small classification set whose classes can be learned."""
+    x, _ = batch(size, seed, dtype)
+    return ul.data.from_tensors(x, x[:, :3].argmax(1))
+
+
+def momentum(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD with momentum and weight decay."""
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3)
+
+
+def trainer(credit: Credit, consensus: Consensus | None = None, stages: int = 3, **options: object) -> ul.Trainer:
+    """A trainer of the tiny network; `model=` and any argument of Trainer may be given."""
+    model = options.pop("model", None) or mlp()
+    chain = ul.cut(model, stages, like=batch()[0].to(next(model.parameters()).dtype))
+    options.setdefault("optimizer", momentum)
+    return ul.Trainer(chain, credit=credit, consensus=consensus, **options)
+
+
+def state(session: ul.Trainer) -> dict[str, Tensor]:
+    """Every tensor of every replica: bodies, heads, buffers."""
+    return {
+        f"{n}.{name}": x.detach().clone()
+        for n, chain in enumerate(session.chains)
+        for j, stage in enumerate(chain)
+        for name, x in [(f"{j}.{k}", v) for k, v in nn.Module.state_dict(stage, keep_vars=True).items()]
+    }
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    odd = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not odd, f"these differ: {odd}"
