@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from methods import assert_same, batch, consensus_rules, credits, data, mlp, momentum, name_of, state, trainer
 
 import unlocked as ul
 from unlocked.errors import InvalidChoice
 from unlocked.rules.shuffle import draw, layer_probability
+
+from methods import assert_same, batch, consensus_rules, credits, data, mlp, name_of, state, trainer
 
 
 def steps(session, count=3, replicas=1):
@@ -32,24 +33,20 @@ def test_one_replica_of_any_rule_is_independent(row, credit):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("credit", credits(), ids=name_of)
+def without_batchnorm(row):
+    """The rule with heads that have no BatchNorm (the library's own mlp and linear heads look at the whole batch)."""
+    credit = row.make()
+    if not hasattr(credit, "head"):
+        return credit
+    return dataclasses.replace(credit, head=lambda h, outputs: torch.nn.Linear(h.shape[1], outputs).to(h.dtype))
+
+
+# predsim compares the samples of one batch with each other: shards are another objective, even without BatchNorm
+@pytest.mark.parametrize("credit", [row for row in credits() if row.name != "predsim"], ids=name_of)
 @pytest.mark.parametrize("n", [2, 3])
 def test_all_reduce_over_equal_shards_is_the_big_batch(credit, n):
-    """Without BatchNorm and similarity matching, which look at the whole batch at once."""
-    if credit.name == "predsim":
-        pytest.skip("its loss compares samples of one batch with each other: shards are another objective")
-    make = credit.make
-    if credit.name.startswith(("greedy", "dgl", "interlocking")):
-        # the library's own linear and mlp heads have BatchNorm: use a head without
-        head = dict(head=lambda features, outputs: torch.nn.Linear(features.shape[1], outputs).to(features.dtype))
-        kind = type(credit.make())
-        make = (
-            (lambda: kind(credit.make().d, budget=None, **head))
-            if kind is ul.credit.Interlocking
-            else (lambda: kind(budget=None, **head))
-        )
-    whole = trainer(make(), stages=3)
-    split = trainer(make(), ul.consensus.AllReduce(), stages=3, replicas=n)
+    whole = trainer(without_batchnorm(credit), stages=3)
+    split = trainer(without_batchnorm(credit), ul.consensus.AllReduce(), stages=3, replicas=n)
     for k in range(3):
         x, y = batch(12, seed=k)
         whole.step(x, y)
@@ -169,7 +166,10 @@ def test_the_expectation_of_a_shuffle_is_a_step_to_the_mean():
 
 
 def test_layer_probabilities():
-    rows = {kind: [layer_probability(0.4, k, 5, kind) for k in range(5)] for kind in ("decreasing", "constant", "increasing")}
+    rows = {
+        kind: [layer_probability(0.4, k, 5, kind) for k in range(5)]
+        for kind in ("decreasing", "constant", "increasing")
+    }
     assert rows["decreasing"] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
     assert rows["constant"] == [0.4] * 5
     assert rows["increasing"] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
@@ -191,7 +191,9 @@ def test_the_shuffle_does_not_depend_on_where_the_network_is_cut():
 def test_wash_bytes_are_as_predicted():
     """(N−1)/N · Σ_l p_l d_l values a replica and step, and no index (FACTS 2.2)."""
     n, p, rounds = 3, 0.2, 200
-    model = torch.nn.Sequential(torch.nn.Linear(5, 40), torch.nn.Tanh(), torch.nn.Linear(40, 40), torch.nn.Linear(40, 3))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 40), torch.nn.Tanh(), torch.nn.Linear(40, 40), torch.nn.Linear(40, 3)
+    )
     session = trainer(
         ul.credit.Backprop(), ul.consensus.WASH(p=p), model=model.double(), stages=2, replicas=n,
         optimizer=lambda ps: NoStep(ps, lr=0.0),
@@ -221,7 +223,9 @@ def test_averaged_is_the_mean_and_ensemble_the_mean_prediction():
 def test_batchnorm_policies():
     def trained(policy):
         return steps(
-            trainer(ul.credit.Backprop(), ul.consensus.AllReduce(), model=mlp(norm=True), replicas=3, batchnorm=policy), 2, 3
+            trainer(ul.credit.Backprop(), ul.consensus.AllReduce(), model=mlp(norm=True), replicas=3, batchnorm=policy),
+            2,
+            3,
         )
 
     def statistics(chain):

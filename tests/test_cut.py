@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from methods import batch, mlp
 from torch import nn
 
 import unlocked as ul
 from unlocked import costs
 from unlocked.errors import CannotCut, UnlockedError
 from unlocked.partition import partition
+
+from methods import batch, mlp
 
 
 def all_splits(n, parts):
@@ -146,7 +147,9 @@ def test_hugging_face_models_are_cut_and_learn_locally(kind):
 
 def test_tied_embeddings_are_refused_in_a_sentence_but_allowed_in_one_stage():
     model, x = hugging_face("gpt2", tie=True)
-    with pytest.raises(CannotCut, match=r"wte.weight and lm_head.weight: one shared parameter.*tie_word_embeddings=False"):
+    with pytest.raises(
+        CannotCut, match=r"wte.weight and lm_head.weight: one shared parameter.*tie_word_embeddings=False"
+    ):
         ul.cut(model, 3, like=x)
     chain = ul.cut(model, 1, like=x)
     assert list(chain.state_dict()) == list(model.state_dict())
@@ -251,7 +254,9 @@ def test_an_activation_in_place_at_a_boundary_does_not_write_into_the_stage_belo
             before = seen.clone()
             stage(seen)
             assert torch.equal(seen, before)
-    session = ul.Trainer(chain, credit=ul.credit.DGL(head="linear", budget=None), optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    session = ul.Trainer(
+        chain, credit=ul.credit.DGL(head="linear", budget=None), optimizer=lambda p: torch.optim.SGD(p, 0.1)
+    )
     session.step(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
 
 

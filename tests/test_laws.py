@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from methods import assert_same, batch, credits, data, mlp, momentum, name_of, state, trainer
 
 import unlocked as ul
 from unlocked.losses import logits
 from unlocked.timeline import Timeline
+
+from methods import assert_same, batch, credits, data, mlp, momentum, name_of, state, trainer
 
 
 def gradients(session):
@@ -184,7 +185,8 @@ def test_greedy_changes_one_stage_at_a_time_batchnorm_included():
     before = state(session)
 
     class Watch(ul.callbacks.Callback):
-        phases: list[tuple[int, set[str]]] = []
+        def __init__(self):
+            self.phases = []
 
         def on_epoch(self, trainer, record):
             nonlocal before
@@ -195,7 +197,16 @@ def test_greedy_changes_one_stage_at_a_time_batchnorm_included():
 
     watch = Watch()
     session.fit(data(), 2, batch_size=12, validate=data(24, 1), callbacks=[watch])
-    assert watch.phases == [(0, {"0"}), (0, {"0"}), (1, {"1"}), (1, {"1"}), (2, {"2"}), (2, {"2"}), (3, {"3"}), (3, {"3"})]
+    assert watch.phases == [
+        (0, {"0"}),
+        (0, {"0"}),
+        (1, {"1"}),
+        (1, {"1"}),
+        (2, {"2"}),
+        (2, {"2"}),
+        (3, {"3"}),
+        (3, {"3"}),
+    ]
 
 
 def test_the_first_stage_of_greedy_learning_is_that_of_dgl():

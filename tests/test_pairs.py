@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 import torch
-from methods import assert_same, consensus_rules, credits, data, mlp, state, trainer
 
 import unlocked as ul
+
+from methods import assert_same, consensus_rules, credits, data, mlp, state, trainer
 
 PAIRS = [
     pytest.param(credit, rule, id=f"{credit.name}-{rule.name}")

@@ -198,6 +198,12 @@ def _run(command: Any, text: str) -> int:
     return _wrote("weights", written, command.json)
 
 
+def _console() -> Console:
+    """Standard output; where it is no terminal there is no width to keep to."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 160))
+
+
 def _wrote(what: str, path: Path, as_json: bool) -> int:
     print(json.dumps({"event": "result", what: str(path)}) if as_json else str(path))
     return 0
@@ -208,7 +214,7 @@ def _wrote(what: str, path: Path, as_json: bool) -> int:
 
 def _train(command: Train, text: str) -> int:
     config, folder = _resumed(command) if command.resume is not None else _fresh(command)
-    console = Console()
+    console = _console()
     if not command.json:
         again = " (already complete)" if is_complete(folder, config) else ""
         console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
@@ -268,7 +274,7 @@ def _compare(command: Compare, text: str) -> int:
     if not command.methods:
         raise InvalidChoice("--methods needs at least one method; leave it out for the standard ten.")
     made = plan(command.methods, command, command.seeds, jobs, folder, text)
-    console = Console()
+    console = _console()
     if not command.json:
         runs = len(made.methods) * made.seeds
         console.print(f"{len(made.methods)} methods × {made.seeds} seeds = {runs} runs in {folder}", soft_wrap=True)
@@ -300,5 +306,5 @@ def _methods(command: Methods) -> int:
         print("\n".join(as_markdown(kind, rows) for kind, rows in listed.items()), end="")
     else:
         for kind, rows in listed.items():
-            Console().print(as_rich(kind, rows))
+            _console().print(as_rich(kind, rows))
     return 0

@@ -29,13 +29,13 @@ MAIN_JOB = (
     "backprop",
     "greedy",
     "dgl",
-    "predsim(budget=2.5)",
+    "predsim(budget=0.2)",  # its head cannot be made smaller than 15.5 % of so small a stage
     "interlocking(d=1)",
     "interlocking(d=J-1)",
     "backprop/all-reduce@3",
     "dgl/all-reduce@3",
-    "backprop/wash@3",
-    "dgl/wash@3",
+    "backprop/wash(p=0.01)@3",  # few updates: at the paper's 0.001 the replicas would leave their common basin
+    "dgl/wash(p=0.01)@3",
 )
 
 

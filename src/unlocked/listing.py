@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from . import consensus, credit
 from .method_names import parameters, show
 
+_FIRST = ("name", "title", "source", "parameters")
 _HEADINGS = {"up": "bytes up", "down": "bytes down", "bytes": "bytes per update"}
 
 
@@ -26,12 +29,15 @@ def _declared(kinds: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def as_rich(kind: str, rows: list[dict[str, Any]]) -> Table:
-    """One table for the terminal; `kind` is its title."""
-    table = Table(title=f"{kind} rules", show_lines=True)
-    for column in rows[0]:
-        table.add_column(_HEADINGS.get(column, column))
+    """One table for the terminal, whose first column says what the rule is; `kind` is the table's title."""
+    table = Table(title=f"{kind} rules", box=SIMPLE_HEAD, show_lines=True, padding=(0, 1, 0, 0), show_edge=False)
+    columns = [column for column in rows[0] if column not in _FIRST]
+    table.add_column("rule", overflow="fold", min_width=16)
+    for column in columns:
+        table.add_column(_HEADINGS.get(column, column), overflow="fold")
     for row in rows:
-        table.add_row(*(_text(entry) for entry in row.values()))
+        rule = f"[bold]{row['name']}[/bold]\n{escape(row['title'])}\n[dim]{escape(_text(row['parameters']))}[/dim]"
+        table.add_row(rule, *(escape(_text(row[column])) for column in columns))
     return table
 
 

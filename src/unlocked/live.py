@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class Progress:
         if starts:
             self._total = starts[-1]["epochs"]
             times = [record["time"] for record in events if record["time"] >= starts[-1]["time"]]
-            self._seconds = [after - before for before, after in zip(times, times[1:])] or self._seconds
+            self._seconds = [after - before for before, after in pairwise(times)] or self._seconds
 
     def left(self) -> float | None:
         """Seconds of computing to go; None while nothing has been measured. 0 when all is done."""

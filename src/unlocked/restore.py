@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import heads
 from .consensus.base import OptimizerFactory, ScheduleFactory
 from .errors import BadCheckpoint
 
@@ -23,22 +24,36 @@ def describe_method(method: Any) -> dict[str, Any]:
     """A credit or consensus rule as {"name": …, "options": {…}}; an option only the user's code can make is "?"."""
     options = {}
     for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        plain = value is None or isinstance(value, (bool, int, float, str))
-        options[field.name] = value if plain else {"?": repr(value)}
+        options[field.name] = _describe_option(getattr(method, field.name))
     return {"name": method.name, "options": options}
+
+
+def _describe_option(value: Any) -> Any:
+    """Plain values as they are, the library's own heads by class and fields, anything else as "?"."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, heads.HeadSpec):
+        return {"head": type(value).__name__, "fields": dataclasses.asdict(value)}  # type: ignore[call-overload]
+    return {"?": repr(value)}
+
+
+def _restore_option(described: Any) -> Any:
+    if isinstance(described, dict):
+        return getattr(heads, described["head"])(**described["fields"])
+    return described
 
 
 def restore_method(described: dict[str, Any], known: Sequence[type], argument: str) -> Any:
     """The rule that `describe_method` described. Raises BadCheckpoint if only the user's code can make it."""
     by_name = {kind.name: kind for kind in known}  # type: ignore[attr-defined]
-    opaque = [name for name, value in described["options"].items() if isinstance(value, dict)]
+    opaque = [name for name, value in described["options"].items() if isinstance(value, dict) and "?" in value]
     if described["name"] not in by_name or opaque:
         raise BadCheckpoint(
             f"The checkpoint's {argument} is {described['name']} with {opaque or 'a rule'} made by your own code; "
             f"give it again: Trainer.resume(path, {argument}=…)."
         )
-    return by_name[described["name"]](**described["options"])
+    options = {name: _restore_option(value) for name, value in described["options"].items()}
+    return by_name[described["name"]](**options)
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -197,6 +197,7 @@ class Trainer:
         epochs: int,
         *,
         validate: Any = None,
+        validate_every: int = 1,
         batch_size: int = 64,
         callbacks: Sequence[Callback] = (),
         checkpoint: str | Path | None = None,
@@ -206,6 +207,7 @@ class Trainer:
 
         Args:
             train, validate: `Data` (ul.data.load), a pair of tensors, or a map-style Dataset of (x, y).
+            validate_every: epochs between two validations; the last epoch of every phase is always followed by one.
             batch_size: samples per replica and update.
             callbacks: see callbacks.py.
             checkpoint: folder to save to every `checkpoint_every` epochs and on Ctrl-C.
@@ -225,7 +227,8 @@ class Trainer:
         try:
             with _Interrupt() as interrupt:
                 while self.epoch < total:
-                    records.append(self._epoch(data, held_out, epochs, callbacks, interrupt))
+                    due = (self.epoch + 1) % epochs % validate_every == 0
+                    records.append(self._epoch(data, held_out if due else None, epochs, callbacks, interrupt))
                     if checkpoint is not None and (self.epoch % checkpoint_every == 0 or self.epoch == total):
                         self.save(checkpoint)
                     interrupt.check()

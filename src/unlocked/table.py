@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from .live import in_bytes
 
 _MEANS = ("samples_per_second", "activation_peak", "bytes_up", "bytes_down", "bytes_replicas", "seconds", "ensemble")
-_COLUMNS = (
-    "method",
-    "test accuracy %",
-    "ensemble %",
-    "samples/s",
-    "peak activations",
-    "up/update",
-    "down/update",
-    "replicas/update",
-    "seconds",
+_COLUMNS = ("method", "test accuracy %", "ensemble %", "samples/s", "peak activations", "up", "down", "replicas", "seconds")
+_SHORT = ("method", "test\nacc. %", "ens.\n%", "samples\n/s", "peak\nmemory", "up", "down", "repli-\ncas")
+_UNITS = (
+    "Accuracy: mean ± std over seeds, of the averaged network; ens.: of the replicas' mean prediction. Peak: bytes kept for "
+    "backward, all stages and replicas. Up, down: bytes between stages, replicas: among replicas, per update and replica."
 )
 
 
@@ -48,12 +45,12 @@ def _known(summaries: Sequence[dict[str, Any]], key: str) -> list[float]:
 
 
 def as_rich(rows: Sequence[dict[str, Any]]) -> Table:
-    """For the terminal."""
-    table = Table()
-    for k, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if k == 0 else "right", no_wrap=k == 0)
+    """For the terminal: fits 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_UNITS, caption_justify="left", show_edge=False)
+    for k, heading in enumerate(_SHORT):
+        table.add_column(heading, justify="right" if k else "left", overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*(escape(cell) for cell in _cells(row, digits=1)[: len(_SHORT)]))
     return table
 
 
@@ -61,21 +58,22 @@ def as_markdown(rows: Sequence[dict[str, Any]], command: str, machine: dict[str,
     """The same as Markdown, with the command and the machine above, and what failed below."""
     lines = ["```", command, "```", "", f"{machine['cpu']}, {machine['cores']} cores, on {machine['device']}.", ""]
     lines += ["| " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * (len(_COLUMNS) - 1)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cells(row, digits=2)) + " |" for row in rows]
+    lines += ["", _UNITS]
     lines += [f"\n`{row['method']}` failed: {row['failed']}" for row in rows if row["failed"]]
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    """One text per column."""
+def _cells(row: dict[str, Any], digits: int) -> list[str]:
+    """One text per column; `digits` of the accuracies."""
     if row["failed"] and not row["runs"]:
         return [row["method"], "failed", *[""] * (len(_COLUMNS) - 2)]
     mean, std, ensemble = row["accuracy_mean"], row["accuracy_std"], row["ensemble"]
-    accuracy = "–" if mean is None else f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+    accuracy = "–" if mean is None else f"{100 * mean:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
     return [
         row["method"] + (" (some runs failed)" if row["failed"] else ""),
         accuracy,
-        "–" if ensemble is None else f"{100 * ensemble:.2f}",
+        "–" if ensemble is None else f"{100 * ensemble:.{digits}f}",
         "–" if row["samples_per_second"] is None else f"{row['samples_per_second']:,.0f}",
         in_bytes(row["activation_peak"]),
         in_bytes(row["bytes_up"]),

@@ -112,7 +112,7 @@ class Sheet:
 def _embed(text: str, prefix: str, label: str, titles: list[str]) -> str:
     """Keep the SVG element only, without sizes, name spaces and style rules; prefix its ids; put in the titles."""
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None
     text = re.sub(

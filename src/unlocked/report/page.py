@@ -35,7 +35,7 @@ def write_report(folder: str | Path) -> Path:
     study = read_study(Path(folder))
     path = Path(folder) / "report.html"
     try:
-        path.write_text(_page(study), encoding="utf-8")
+        path.write_text(_page(study), encoding="utf-8", errors="xmlcharrefreplace")
     except OSError as error:
         raise UnlockedError(f"The report cannot be written to {path} ({error}); make the folder writable.") from error
     return path

@@ -1,0 +1,51 @@
+"""What the benchmarks share: interleaved timing, the machine's description, the RESULT line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """Where this ran."""
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
+    """Seconds of each call, the variants taking turns (A B A B …), warm-up excluded."""
+    for _ in range(warm_up):
+        for call in variants.values():
+            call()
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, call in variants.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], one: str, other: str) -> float:
+    """Median over the rounds of one / other within the same round: what disturbs both cancels."""
+    return median(a / b for a, b in zip(times[one], times[other]))
+
+
+def result(name: str, **values: Any) -> None:
+    """The last line: `RESULT {json}`."""
+    print("RESULT " + json.dumps({"benchmark": name, **values, "machine": machine()}))
