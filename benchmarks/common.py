@@ -28,13 +28,14 @@ def machine() -> dict[str, Any]:
 
 
 def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 5) -> dict[str, list[float]]:
-    """Seconds of each call, the variants taking turns (A B A B …), warm-up excluded."""
+    """Seconds of each call, the variants taking turns (A B B A A B …), warm-up excluded."""
     for _ in range(warm_up):
         for call in variants.values():
             call()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
+    for k in range(rounds):
+        order = list(variants.items())
+        for name, call in order if k % 2 else reversed(order):
             begin = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begin)

@@ -271,3 +271,13 @@ def test_bytes_between_stages_are_those_of_the_formulas():
         # stage j sends down one gradient for every head some stage below it learns from
         needed = sum(len({min(i + d, 4) for i in range(j) if min(i + d, 4) >= j}) for j in range(5))
         assert session.bytes_sent.get("gradient", 0) == needed * activation
+
+
+@pytest.mark.parametrize("row", credits(), ids=name_of)
+def test_no_gradient_is_computed_for_the_data(row):
+    """It would be thrown away, and costs a whole backward through the first layer."""
+    session = trainer(row.make(), stages=2)
+    asked = []
+    session.chains[0][0].body.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].requires_grad))
+    session.step(*batch())
+    assert asked == [False]

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from rich.console import Console
 
 from . import __version__
 from .callbacks import Callback, TensorBoard
-from .comparing import MAIN_JOB, compare, default_folder, plan
-from .config import Options, RunConfig, cores, require_at_least, resolve
+from .commands import COMMANDS, Compare, Methods, Report, Train
+from .comparing import compare, default_folder, plan
+from .config import RunConfig, cores, require_at_least, resolve
 from .errors import Deadlock, InvalidChoice, NonFiniteLoss, UnlockedError, choose
 from .exporting import export
 from .listing import as_markdown, as_rich, rules
@@ -35,83 +35,6 @@ from .run_files import read_config
 from .running import JsonLines, is_complete, run
 from .session import Interrupted
 from .table import as_rich as comparison_table
-
-
-@dataclass(frozen=True)
-class Train(Options):
-    """Train one network by one method."""
-
-    credit: str = "dgl"
-    """Credit rule, e.g. dgl or "dgl(head=mlp,budget=0.2)"; see unlocked methods."""
-    consensus: str = "independent"
-    """Consensus rule among the replicas, e.g. "wash(p=0.001)"."""
-    replicas: int = 1
-    """Number of replicas N."""
-    seed: int = 0
-    """Of the weights, the data order and all else that is random."""
-    run: Path | None = None
-    """Folder of the run; None: runs/<time>-<method>."""
-    resume: Path | None = None
-    """Go on with the run in this folder, with its own options; no others are needed."""
-    tensorboard: bool = False
-    """Also write TensorBoard files to RUN/tensorboard."""
-    json: bool = False
-    """Print JSON lines only: each epoch, then the result."""
-
-
-@dataclass(frozen=True)
-class Compare(Options):
-    """Race several methods on the same data from the same weights, over several seeds."""
-
-    methods: tuple[str, ...] = MAIN_JOB
-    """Methods as credit[/consensus][@replicas]; J is the number of stages."""
-    seeds: int = 3
-    """Number of seeds, 0, 1, …"""
-    jobs: int | None = None
-    """Runs at the same time, one process each; None: one per core."""
-    out: Path | None = None
-    """Folder of the comparison; None: runs/compare-<time>. Runs already there are not repeated."""
-    json: bool = False
-    """Print JSON lines only: each run, then the table."""
-
-
-@dataclass(frozen=True)
-class Methods:
-    """List all credit and consensus rules with what they lock, keep and send, and their parameters."""
-
-    markdown: bool = False
-    """Print Markdown."""
-    json: bool = False
-    """Print one line of JSON."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write the HTML report of a run or of a comparison."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder of a run or of a comparison."""
-    json: bool = False
-    """Print one line of JSON."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a run's trained weights as safetensors, under the network's own names."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    to: Path = Path("model.safetensors")
-    """File to write."""
-    member: str = "averaged"
-    """averaged: the mean of the replicas; or a replica's number, from 0."""
-    overwrite: bool = False
-    """Replace an existing file."""
-    json: bool = False
-    """Print one line of JSON."""
-
-
-COMMANDS: dict[str, Any] = {"train": Train, "compare": Compare, "methods": Methods, "report": Report, "export": Export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,7 +213,7 @@ def _compare(command: Compare, text: str) -> int:
     if command.json:
         print(json.dumps({"event": "result", "out": str(folder), "table": rows, "report": str(report)}), flush=True)
         return int(failed)
-    console.print(comparison_table(rows))
+    console.print(comparison_table(rows, console.width))
     for row in rows:
         if row["failed"]:
             console.print(f"{row['method']} failed: {row['failed']}", highlight=False, soft_wrap=True, markup=False)

@@ -20,7 +20,7 @@ from .config import Options, RunConfig, require_at_least, resolve, resolve_devic
 from .errors import InvalidChoice
 from .live import LiveComparison, Progress, in_percent
 from .method_names import Method, parse_method
-from .run_files import machine, read_json, versions, write_json, write_text
+from .run_files import alone_in, machine, read_json, versions, write_json, write_text
 from .running import is_complete, load_data, refuse_other_run
 from .table import as_markdown, row_of
 from .workers import Outcome, Pool, Task
@@ -79,9 +79,14 @@ def compare(made: Comparison, console: Console, as_json: bool) -> list[dict[str,
 
     A method that fails becomes a row with its sentence. Raises KeyboardInterrupt after Ctrl-C, when all is saved.
     """
+    with alone_in(made.folder):
+        return _compare(made, console, as_json)
+
+
+def _compare(made: Comparison, console: Console, as_json: bool) -> list[dict[str, Any]]:
     write_json(made.folder / "config.json", _described(made))
     outcomes = _made_before(made)
-    known = {(outcome.task.folder) for outcome in outcomes}
+    known = {outcome.task.folder for outcome in outcomes}
     tasks = [task for task in _tasks(made) if task.folder not in known]
     outcomes += _make(made, tasks, outcomes, console, as_json)
     rows = _rows(made, outcomes)

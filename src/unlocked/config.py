@@ -63,11 +63,13 @@ class Options:
     batchnorm: Literal["local", "average", "refresh"] = "local"
     """BatchNorm statistics of several replicas."""
     augment: str | None = None
-    """Augmentation of training images: crop, flip, crop-flip, cutout:K, joined by commas."""
+    """Augmentation of training images: crop, flip, crop-flip, cutout:K, joined by +."""
     subset: int | None = None
     """Train on this many samples only."""
     context: int = 128
     """Window of a text, in bytes."""
+    validate_every: int = 1
+    """Epochs between two validations; the last epoch always has one."""
     threads: int | None = None
     """CPU threads per process; None: all cores for train, 1 for compare."""
     device: str = "auto"
@@ -101,6 +103,7 @@ class RunConfig:
     augment: str | None
     subset: int | None
     context: int
+    validate_every: int
     threads: int
     device: str
 
@@ -204,7 +207,7 @@ def _momentum(options: Options) -> float | None:
 
 
 def _check_numbers(options: Options) -> None:
-    for name in ("stages", "epochs", "batch_size", "accumulate", "subset", "context", "threads"):
+    for name in ("stages", "epochs", "batch_size", "accumulate", "subset", "context", "validate_every", "threads"):
         require_at_least(name, getattr(options, name), 1)
     for name in ("lr", "clip"):
         number = getattr(options, name)

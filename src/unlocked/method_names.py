@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import keyword
 import re
 import types
 from collections.abc import Iterable, Sequence
@@ -22,9 +23,9 @@ from .errors import InvalidChoice, choose
 from .heads.budget import HEADS
 
 _FORM = re.compile(r"(?P<name>[A-Za-z][\w-]*)\s*(?:\((?P<inside>.*)\))?", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z_][\w-]*")
+_WORD = re.compile(r"[A-Za-z_]\w*(?:-[A-Za-z_]\w*)*", re.ASCII)
+_PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)  # a quoted text, or one letter
 _STAGES = re.compile(r"J(?:\s*(?P<sign>-|\+|//)\s*(?P<number>\d+))?")
-_CONSTANTS = ("True", "False", "None")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Method:
 def literal(text: str) -> Any:
     """A Python literal, or a bare word as itself. Raises InvalidChoice."""
     text = text.strip()
-    if _WORD.fullmatch(text) and text not in _CONSTANTS:
+    if _is_word(text):
         return text
     try:
         return ast.literal_eval(text)
@@ -105,10 +106,14 @@ def value(text: str) -> Any:
 
 def show(given: Any) -> str:
     """The text that `value` reads back."""
-    bare = isinstance(given, str) and _WORD.fullmatch(given) and given not in _CONSTANTS
-    if bare and not _STAGES.fullmatch(given):
+    if isinstance(given, str) and _is_word(given) and not _STAGES.fullmatch(given):
         return given
     return str(given) if isinstance(given, OfStages) else repr(given)
+
+
+def _is_word(text: str) -> bool:
+    """Whether the text may stand without quotes; Python's own words (True, None, if, …) may not."""
+    return _WORD.fullmatch(text) is not None and not any(map(keyword.iskeyword, text.split("-")))
 
 
 def parse_call(text: str) -> Call:
@@ -124,11 +129,11 @@ def parse_call(text: str) -> Call:
         parsed = None
     if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name) or parsed.args:
         raise InvalidChoice(f"The parameters {inside!r} of {form['name']} cannot be read; write them as key=value,….")
-    options = []
-    for keyword in parsed.keywords:
-        if keyword.arg is None or keyword.arg in dict(options):
+    options: list[tuple[str, Any]] = []
+    for given in parsed.keywords:
+        if given.arg is None or given.arg in dict(options):
             raise InvalidChoice(f"The parameters {inside!r} of {form['name']} name one twice or none; write key=value.")
-        options.append((keyword.arg, value(ast.get_source_segment(source, keyword.value) or "")))
+        options.append((given.arg, value(ast.get_source_segment(source, given.value) or "")))
     return Call(form["name"], tuple(options))
 
 
@@ -150,14 +155,14 @@ def parse_method(text: str) -> Method:
 
 
 def _outside_brackets(text: str, separator: str) -> list[str]:
-    """Split where the separator stands outside all brackets."""
+    """Split where the separator stands outside all brackets and quotes."""
     parts, depth = [""], 0
-    for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == separator and depth == 0:
+    for part in _PART.findall(text):
+        depth += (part == "(") - (part == ")")
+        if part == separator and depth == 0:
             parts.append("")
         else:
-            parts[-1] += letter
+            parts[-1] += part
     return parts
 
 

@@ -9,10 +9,12 @@ RUN/checkpoint/     see checkpoint.py
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 
 from .config import RunConfig, cores
-from .errors import BadCheckpoint
+from .errors import BadCheckpoint, InvalidChoice
 
 
 def write_text(file: Path, text: str) -> None:
@@ -44,6 +46,20 @@ def read_json(file: Path) -> Any:
         raise BadCheckpoint(f"There is no {file}; is {file.parent} the folder of a run?") from error
     except ValueError as error:
         raise BadCheckpoint(f"{file} cannot be read ({error}); it is damaged.") from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else writes to `folder` meanwhile; the system lifts the lock when the process dies. Raises InvalidChoice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidChoice(
+                f"Another process is writing to {folder}; wait for it, or give another folder."
+            ) from error
+        yield
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -128,9 +144,9 @@ def summarise(folder: Path, parameters: int) -> dict[str, Any]:
 
 
 def _traffic(epochs: list[dict[str, Any]]) -> dict[str, float]:
-    """Bytes per update and replica, mean over the run."""
-    updates = sum(record["traffic"]["updates"] for record in epochs)
+    """Bytes per update and replica, mean over the epochs: of one that was interrupted, its rest speaks for all of it."""
+    counted = [record["traffic"] for record in epochs if record["traffic"]["updates"]]
     return {
-        f"bytes_{way}": sum(record["traffic"][way] for record in epochs) / max(1, updates)
+        f"bytes_{way}": sum(sent[way] / sent["updates"] for sent in counted) / max(1, len(counted))
         for way in ("up", "down", "replicas")
     }

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from . import costs, data, models
+from .allocator import keep_freed_memory
 from .callbacks import Callback, EventLog
 from .chain import Chain
 from .config import RunConfig
@@ -23,6 +24,7 @@ from .errors import InvalidChoice
 from .method_names import make_consensus, make_credit
 from .rng import seed_of
 from .run_files import (
+    alone_in,
     forget_after,
     machine,
     read_config,
@@ -173,10 +175,17 @@ def run(config: RunConfig, folder: Path, *, callbacks: Sequence[Callback] = (), 
 
     Raises Interrupted after Ctrl-C (saved), and UnlockedError kinds.
     """
+    with alone_in(folder):
+        return _run(config, folder, callbacks, command)
+
+
+def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
     refuse_other_run(folder, config)
     if is_complete(folder, config):
         return read_json(folder / "summary.json")
     torch.set_num_threads(config.threads)
+    if config.device == "cpu":
+        keep_freed_memory()
     train, test = load_data(config)
     checkpoint = folder / "checkpoint"
     if any(checkpoint.glob("step-*")):
@@ -190,6 +199,7 @@ def run(config: RunConfig, folder: Path, *, callbacks: Sequence[Callback] = (), 
         train,
         config.epochs,
         validate=test,
+        validate_every=config.validate_every,
         batch_size=config.batch_size,
         callbacks=watching,
         checkpoint=checkpoint,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,18 +26,13 @@ from .credit.base import refuse_non_finite
 from .data import as_data
 from .errors import InvalidChoice, UnlockedError, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate, refresh_batchnorm
+from .loop import Interrupt, Interrupted, Losses, MeanLosses, random_state_kept
 from .probes.memory import SavedBytes
 from .rng import seed_of
 from .saving import load_state, save_state
 from .timeline import Timeline
 from .worker import Worker
 from .worlds import InProcess
-
-Losses = list[float | None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C after a whole step; the text says what was saved and how to resume."""
 
 
 class Trainer:
@@ -141,7 +134,7 @@ class Trainer:
         batches = [list(micro_batches(*share, self.accumulate, first, self.phase)) for share in shares]
         for worker in self.workers:
             worker.losses.clear()
-        with _global_random_state_kept(self.device):
+        with random_state_kept(self.device):
             self.timeline = self.world.run(
                 [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
             )
@@ -225,7 +218,7 @@ class Trainer:
         for callback in callbacks:
             callback.on_start(self, total)
         try:
-            with _Interrupt() as interrupt:
+            with Interrupt() as interrupt:
                 while self.epoch < total:
                     due = (self.epoch + 1) % epochs % validate_every == 0
                     records.append(self._epoch(data, held_out if due else None, epochs, callbacks, interrupt))
@@ -262,11 +255,11 @@ class Trainer:
         self.epochs_per_phase, self.batch_size = epochs, batch_size
 
     def _epoch(
-        self, data: Any, held_out: Any, epochs: int, callbacks: Sequence[Callback], interrupt: _Interrupt
+        self, data: Any, held_out: Any, epochs: int, callbacks: Sequence[Callback], interrupt: Interrupt
     ) -> dict[str, Any]:
         self.phase = self.epoch // epochs
         first, sent = self.steps, Counter(self.bytes_sent)
-        mean, samples, seconds = _Mean(), 0, 0.0
+        mean, samples, seconds = MeanLosses(), 0, 0.0
         for shares in zip(*self._streams(data, self.epoch % epochs)):
             begin = time.perf_counter()
             losses = self._first_step(shares) if self.activation_peak is None else self.step(*zip(*shares))
@@ -405,66 +398,6 @@ class Trainer:
             "device": device,
         }
         return load_state(cls, path, given)
-
-
-class _Mean:
-    """Running mean of per-stage losses that may be None."""
-
-    def __init__(self) -> None:
-        self._sums: Counter[int] = Counter()
-        self._counts: Counter[int] = Counter()
-        self._stages = 0
-
-    def add(self, losses: Losses) -> None:
-        self._stages = len(losses)
-        for stage, loss in enumerate(losses):
-            if loss is not None:
-                self._sums[stage] += loss  # type: ignore[assignment]
-                self._counts[stage] += 1
-
-    def values(self) -> Losses:
-        return [self._sums[j] / self._counts[j] if self._counts[j] else None for j in range(self._stages)]
-
-
-class _Interrupt:
-    """Ctrl-C is noted, and acted on between two steps; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __enter__(self) -> _Interrupt:
-        self._before = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def check(self) -> None:
-        if self._asked:
-            raise Interrupted(
-                "Stopped by Ctrl-C after a whole step; nothing was saved, as fit had no checkpoint folder."
-            )
-
-
-@contextlib.contextmanager
-def _global_random_state_kept(device: torch.device) -> Iterator[None]:
-    """Workers seed the global generator; the user's own stream must not notice."""
-    state = torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
 
 
 def _device_of(chain: Chain) -> torch.device:

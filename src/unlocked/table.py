@@ -13,7 +13,17 @@ from rich.table import Table
 from .live import in_bytes
 
 _MEANS = ("samples_per_second", "activation_peak", "bytes_up", "bytes_down", "bytes_replicas", "seconds", "ensemble")
-_COLUMNS = ("method", "test accuracy %", "ensemble %", "samples/s", "peak activations", "up", "down", "replicas", "seconds")
+_COLUMNS = (
+    "method",
+    "test accuracy %",
+    "ensemble %",
+    "samples/s",
+    "peak activations",
+    "up",
+    "down",
+    "replicas",
+    "seconds",
+)
 _SHORT = ("method", "test\nacc. %", "ens.\n%", "samples\n/s", "peak\nmemory", "up", "down", "repli-\ncas")
 _UNITS = (
     "Accuracy: mean ± std over seeds, of the averaged network; ens.: of the replicas' mean prediction. Peak: bytes kept for "
@@ -44,9 +54,10 @@ def _known(summaries: Sequence[dict[str, Any]], key: str) -> list[float]:
     return [summary[key] for summary in summaries if summary[key] is not None]
 
 
-def as_rich(rows: Sequence[dict[str, Any]]) -> Table:
-    """For the terminal: fits 80 columns."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_UNITS, caption_justify="left", show_edge=False)
+def as_rich(rows: Sequence[dict[str, Any]], width: int) -> Table:
+    """For a terminal of that width; 80 columns are enough for the standard methods."""
+    gap = 1 if width >= 100 else 0  # beside the one of the box
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), caption=_UNITS, caption_justify="left", show_edge=False)
     for k, heading in enumerate(_SHORT):
         table.add_column(heading, justify="right" if k else "left", overflow="fold")
     for row in rows:
@@ -69,7 +80,9 @@ def _cells(row: dict[str, Any], digits: int) -> list[str]:
     if row["failed"] and not row["runs"]:
         return [row["method"], "failed", *[""] * (len(_COLUMNS) - 2)]
     mean, std, ensemble = row["accuracy_mean"], row["accuracy_std"], row["ensemble"]
-    accuracy = "–" if mean is None else f"{100 * mean:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
+    accuracy = (
+        "–" if mean is None else f"{100 * mean:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
+    )
     return [
         row["method"] + (" (some runs failed)" if row["failed"] else ""),
         accuracy,

@@ -40,7 +40,7 @@ class Backprop(SynchronousCredit):
     )
 
     async def step(self, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
-        x = leaf(await worker.below.recv("activation", batch))
+        x = leaf(worker, await worker.below.recv("activation", batch))
         await weights.read()
         h = await worker.run("F", stage.body, x)
         if worker.last:
@@ -50,7 +50,10 @@ class Backprop(SynchronousCredit):
             await worker.above.send("activation", h.detach())
             gradient = await worker.above.recv("gradient", h)
             await worker.run("B", torch.autograd.backward, h, gradient)
+            del gradient
+        del h  # its memory serves the stages below
         if not worker.first:
             assert x.grad is not None
             await worker.below.send("gradient", x.grad)
+        del x
         await weights.write()

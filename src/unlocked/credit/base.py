@@ -85,10 +85,9 @@ class SynchronousCredit(Credit):
 # ---- what several rules compute ---------------------------------------------------------------------------------------
 
 
-def leaf(x: Tensor) -> Tensor:
-    """A stage's input as a leaf whose gradient can be asked for (tokens have none)."""
-    x = x.detach()
-    return x.requires_grad_() if x.is_floating_point() else x
+def leaf(worker: Worker, x: Tensor) -> Tensor:
+    """A stage's input as a leaf that collects its gradient; the data need none, and asking for it would cost time."""
+    return x if worker.first else x.detach().requires_grad_()
 
 
 def objective(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tensor:

@@ -30,6 +30,7 @@ async def local_step(worker: Worker, stage: Stage, batch: Batch, weights: Weight
     h = await worker.run("F", stage.body, x)
     await worker.above.send("activation", h.detach())  # nothing ever comes back
     await worker.run("B", local_backward, worker, stage, h, batch)
+    del x, h  # the update may wait for other replicas; their memory need not
     await weights.write()
 
 

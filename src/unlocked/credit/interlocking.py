@@ -87,7 +87,7 @@ class Interlocking(SynchronousCredit):
 
     async def step(self, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
         j, target = worker.stage, min(worker.stage + self.d, worker.stages - 1)
-        x = leaf(await worker.below.recv("activation", batch))
+        x = leaf(worker, await worker.below.recv("activation", batch))
         await weights.read()
         h = await worker.run("F", stage.body, x)
         await worker.above.send("activation", h.detach())
@@ -105,6 +105,7 @@ class Interlocking(SynchronousCredit):
         if not worker.first and self._needed_below(j, target):
             assert x.grad is not None
             await worker.below.send("gradient", x.grad)
+        del x, h, gradient  # the update may wait for other replicas; their memory need not
         await weights.write()
 
     def _needed_below(self, j: int, head: int) -> bool:

@@ -42,7 +42,7 @@ def table(study: Study, looks: dict[str, Look]) -> str:
 
 def _row(method: Method, look: Look) -> str:
     n = method.numbers
-    failed = f'<small class="failed">failed: {html.escape(method.failed)}</small>' if method.failed else ""
+    failed = f'<small class="failed" title="{html.escape(method.failed)}">failed</small>' if method.failed else ""
     cells = [
         _cell(method.accuracy, percent_text(method.accuracy, method.spread)),
         _cell(method.ensemble, percent_text(method.ensemble)),

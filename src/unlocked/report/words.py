@@ -143,9 +143,10 @@ def _least(methods: list[Method], key: str, words: str) -> str:
         return ""
     low, high = ranked[0].numbers[key] or 0.0, ranked[-1].numbers[key] or 0.0
     names = _equals(ranked, lambda m: m.numbers[key])
+    most = _names([method for method in ranked if method.numbers[key] == high])
     if low == high:
         return f"{words}: the same in all methods, {bytes_text(low)}."
-    return f"{words}: {names}, {bytes_text(low)} at the peak (the most: {ranked[-1].name}, {bytes_text(high)})."
+    return f"{words}: {names}, {bytes_text(low)} at the peak (the most: {most}, {bytes_text(high)})."
 
 
 def _ranked(methods: list[Method], key: Callable[[Method], float | None]) -> list[Method]:
