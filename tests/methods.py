@@ -37,7 +37,11 @@ CREDITS = [
     Row("greedy", lambda: ul.credit.Greedy(head=SMALL, budget=None), _laws("local", "one_stage_is_backprop", "phased")),
     Row("dgl", lambda: ul.credit.DGL(head="linear", budget=None), _laws("local", "one_stage_is_backprop")),
     Row("predsim", lambda: ul.credit.PredSim(budget=None), _laws("local", "one_stage_is_backprop")),
-    Row("interlocking0", lambda: ul.credit.Interlocking(0, head="linear", budget=None), _laws("local", "one_stage_is_backprop")),
+    Row(
+        "interlocking0",
+        lambda: ul.credit.Interlocking(0, head="linear", budget=None),
+        _laws("local", "one_stage_is_backprop"),
+    ),
     Row("interlocking1", lambda: ul.credit.Interlocking(1, head=SMALL, budget=None), _laws("one_stage_is_backprop")),
     Row("interlocking2", lambda: ul.credit.Interlocking(2, head=SMALL, budget=None), _laws("one_stage_is_backprop")),
 ]

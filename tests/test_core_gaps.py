@@ -101,7 +101,7 @@ def test_exchanges_on_one_channel_meet_in_their_turn():
 
     world = InProcess()
     world.run([(worker, program(worker)) for worker in world.mesh(3, 1)])
-    assert seen == dict.fromkeys(range(3), [1.0, 10.0, 100.0, 1000.0])
+    assert seen == {replica: [1.0, 10.0, 100.0, 1000.0] for replica in range(3)}
 
 
 def test_dropout_depends_on_the_seed_and_the_replica():
@@ -198,6 +198,14 @@ def test_each_balance_has_its_own_best_cut():
         assert [len(stage.body) for stage in ul.cut(model, 2, like=tokens, balance=balance)] == sizes
 
 
+def test_a_first_activation_in_place_does_not_write_into_the_data():
+    x, _ = batch(dtype=torch.float32)
+    before = x.clone()
+    chain = ul.cut(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3)), 2, like=x)
+    chain(x)
+    assert torch.equal(x, before)
+
+
 def test_weights_that_no_piece_has_are_named():
     class Spare(nn.Sequential):
         def __init__(self):
@@ -243,6 +251,11 @@ def test_more_impossible_split_points_are_refused(model, at, words):
         ul.cut(model(), at=at, like=torch.randn(4, 5))
 
 
+def test_the_largest_part_comes_first_and_then_the_evenness():
+    assert partition([4.0, 5.0, 9.0, 2.0], 3) == [2, 1, 1]  # 9, 9, 2; the squares of 4, 5, 11 would be fewer
+    assert partition([2.0, 9.0, 6.0, 5.0], 3) == [2, 1, 1]  # 11, 6, 5 rather than 2, 9, 11
+
+
 def test_among_equal_partitions_the_cuts_are_the_earliest():
     assert partition([1.0, 0.0, 1.0], 2) == [1, 2]
     assert partition([0.0, 0.0, 0.0, 0.0], 3) == [1, 1, 2]
@@ -279,6 +292,24 @@ def test_a_saved_view_keeps_the_whole_storage():
     assert meter.live == 0
 
 
+def test_a_storage_is_live_until_the_last_graph_that_saved_it_is_gone():
+    h = torch.randn(8, 16, requires_grad=True)
+    with SavedBytes() as meter:
+        square, sine = h * h, h.sin()
+        del square
+        assert meter.live == 8 * 16 * 4
+        del sine
+        assert meter.live == 0
+
+
+def test_one_sample_is_enough_to_cut_and_measure():
+    """Shapes and operations are followed in evaluation mode: BatchNorm could not train on one sample."""
+    x = batch(1)[0]
+    chain = ul.cut(mlp(norm=True), 3, like=x)
+    assert len(chain) == 3 and chain.training
+    assert costs.flops(chain, x) == 2 * (5 * 7 + 3 * 7 * 7 + 7 * 3)
+
+
 # ---- batches and credit ------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +340,16 @@ def test_heads_start_differently_at_each_stage_and_for_each_seed_and_leave_the_u
     for j in range(3):
         assert torch.equal(first[j], again[j]) and not torch.equal(first[j], other[j])
         assert all(not torch.equal(first[j], first[k]) for k in range(j))
+
+
+def test_a_head_costs_its_share_of_its_own_stage():
+    model = ul.models.build("cnn", input_shape=(1, 8, 8), classes=10)
+    x = torch.randn(2, 1, 8, 8)
+    session = ul.Trainer(ul.cut(model, 4, like=x), credit=ul.credit.DGL(head="mlp"), optimizer=momentum)
+    for stage, report in zip(session.chains[0], session.heads):
+        h = costs.run_once(stage.body, x)
+        assert report.share == costs.flops(stage.head, h) / costs.flops(stage.body, x) <= 0.10
+        x = h
 
 
 def test_frozen_stages_of_greedy_learning_get_no_gradient():
@@ -351,9 +392,7 @@ def test_all_reduce_clips_the_mean_gradient():
 def moved(rule, steps=1, seed=0, stages=5, credit=None):
     """Which scalars of replica 0 changed in each step: one {tensor name: mask} per step; nothing but the shuffle acts."""
     credit = credit or ul.credit.DGL(head="linear", budget=None)
-    session = trainer(
-        credit, rule, stages=stages, replicas=5, seed=seed, optimizer=lambda ps: Still(ps, lr=0.0)
-    )
+    session = trainer(credit, rule, stages=stages, replicas=5, seed=seed, optimizer=lambda ps: Still(ps, lr=0.0))
     masks = []
     for k in range(steps):
         with torch.no_grad():
@@ -620,13 +659,13 @@ def test_packing_keeps_every_kind_of_value():
     again = checkpoint_module.unpack(packed, tensors)
     assert again[0] == value[0] and type(again[0]) is tuple and list(again) == list(value)
     assert again["a"][0] is True and type(again["a"][1]) is tuple and torch.equal(again["a"][1][1], torch.arange(3))
-    with pytest.raises(BadCheckpoint, match="v.x is a set"):
+    with pytest.raises(BadCheckpoint, match=r"v\.x is a set"):
         checkpoint_module.pack({"x": {1}}, "v", {})
 
 
 def test_a_checkpoint_of_another_dtype_is_refused(tmp_path):
     trainer(ul.credit.Backprop(), model=mlp(dtype=torch.float32)).save(tmp_path)
-    with pytest.raises(BadCheckpoint, match="float32 in the checkpoint but .* torch.float64 here"):
+    with pytest.raises(BadCheckpoint, match=r"float32 in the checkpoint but .* torch\.float64 here"):
         ul.Trainer.resume(tmp_path, ul.cut(mlp(), 3, like=batch()[0]))
 
 
@@ -639,4 +678,4 @@ def test_an_event_log_appends_and_has_steps_only_if_asked(tmp_path):
         counts.append([row["event"] for row in rows])
     epochs_only = ["start", "epoch", "epoch", "stop"]
     assert counts[0] == epochs_only
-    assert counts[1] == epochs_only + ["start", *(["step"] * 3 + ["epoch"]) * 2, "stop"]
+    assert counts[1] == [*epochs_only, "start", *(["step"] * 3 + ["epoch"]) * 2, "stop"]

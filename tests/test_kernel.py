@@ -206,6 +206,15 @@ def test_timeline_prints_and_survives_json():
     assert Timeline.from_json(timeline.to_json()).acts == timeline.acts
 
 
+def test_a_median_step_has_median_durations_and_ignores_other_steps():
+    def step(length, kind="F"):
+        return Timeline([Act(kind, 0, 0, 0, 0, 0, 5.0, 5.0 + length), Act("U", 0, 0, 0, 0, 0, 9.0, 9.0 + 2 * length)])
+
+    steps = [step(100.0, "B"), step(1.0), step(9.0), step(2.0)]
+    assert [act.end - act.start for act in Timeline.median(steps)] == [2.0, 4.0]
+    assert [act.kind for act in Timeline.median(steps)] == ["F", "U"]
+
+
 def test_parallel_times_a_pipeline_as_its_dependencies_allow():
     acts = []
     for stage, begin in ((0, 0.0), (1, 10.0)):  # in process: one after the other

@@ -161,6 +161,25 @@ def test_a_loss_that_is_not_finite_stops_with_its_stage_named_and_its_weights_un
             assert torch.equal(before[name], after[name])
 
 
+def test_a_failed_step_leaves_nothing_for_the_next_one():
+    """The gradients and micro-batches of the stages that had not failed are dropped with it."""
+    session = trainer(ul.credit.DGL(head="linear", budget=None), ul.consensus.AllReduce(), replicas=2, accumulate=2)
+    stage = session.chains[1][1]
+    good = stage.loss
+    calls = []
+
+    def fails_later(output, y):
+        calls.append(len(y))
+        return good(output, y) * (float("nan") if len(calls) == 2 else 1.0)
+
+    stage.loss = fails_later
+    with pytest.raises(NonFiniteLoss):
+        session.step(*batch(24))
+    assert all(parameter.grad is None for chain in session.chains for parameter in chain.parameters())
+    session.step(*batch(24))  # stages 0 and 2 would be one micro-batch ahead of each other otherwise
+    assert session.steps == 1
+
+
 def test_the_callers_batches_must_fit_the_replicas():
     session = trainer(ul.credit.Backprop(), ul.consensus.AllReduce(), replicas=3)
     x, y = batch(10)

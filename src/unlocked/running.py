@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import signal
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .run_files import (
     write_step,
 )
 from .session import Trainer
+from .timeline import Timeline
 
 
 @functools.lru_cache(maxsize=1)
@@ -122,14 +123,18 @@ class Traffic(Callback):
 
 
 class StepFile(Callback):
-    """Keeps RUN/step.json: how the latest step went."""
+    """Keeps RUN/step.json: how the latest step went, each act as long as its median over the latest steps."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._steps: deque[Timeline] = deque(maxlen=21)
+
+    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self._steps.append(trainer.timeline)
 
     def on_stop(self, trainer: Trainer, reason: str) -> None:
-        if len(trainer.timeline):
-            write_step(self._folder, trainer.timeline.to_json(), trainer.activation_curve)
+        if self._steps:
+            write_step(self._folder, Timeline.median(list(self._steps)).to_json(), trainer.activation_curve)
 
 
 class JsonLines(Callback):

@@ -134,10 +134,14 @@ class Trainer:
         batches = [list(micro_batches(*share, self.accumulate, first, self.phase)) for share in shares]
         for worker in self.workers:
             worker.losses.clear()
-        with random_state_kept(self.device):
-            self.timeline = self.world.run(
-                [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
-            )
+        programs = [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
+        try:
+            with random_state_kept(self.device):
+                self.timeline = self.world.run(programs)
+        except BaseException:
+            for weights in self.weights:
+                weights.forget()
+            raise
         self.steps += 1
         self.bytes_sent.update(self.timeline.bytes_sent())
         return self._losses()

@@ -15,8 +15,9 @@ timeline alone says which S belongs to which R; `parallel()` uses that to re-tim
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -86,6 +87,21 @@ class Timeline:
         when its worker is free. This is what the dependencies of the method allow, not a measurement of a cluster.
         """
         return Timeline(_retime(self))
+
+    @classmethod
+    def median(cls, steps: Sequence[Timeline]) -> Timeline:
+        """The last of several steps that did the same acts, each act as long as its median over the steps.
+
+        One step on a busy machine is mostly noise. Steps that did something else than the last one are left out. Only
+        durations mean something in the result: starts are those of the last step.
+        """
+        last = steps[-1]
+        alike = [step for step in steps if [act[:3] for act in step] == [act[:3] for act in last]]
+        acts = []
+        for act, *others in zip(last, *alike):
+            length = statistics.median(other.end - other.start for other in others)
+            acts.append(act._replace(end=act.start + length))
+        return cls(acts)
 
     def table(self) -> Table:
         """All acts as a rich table."""

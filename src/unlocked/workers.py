@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ class _Member:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
+        resource_tracker.ensure_running()  # it would lift the block if it were started by `start`
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self.process.start()
@@ -146,7 +148,7 @@ class _Wish:
         self._asked = True
 
     def __call__(self) -> bool:
-        return self._asked or os.getppid() != self._parent
+        return self._asked
 
 
 def _work(connection: Connection, parent: int) -> None:

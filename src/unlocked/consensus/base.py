@@ -94,6 +94,11 @@ class Weights:
             store.scheduler.step()
         store.optimizer.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """After a step that failed: drop the micro-batches and gradients it left, so that the next one starts clean."""
+        self._pending = 0
+        self.store.optimizer.zero_grad(set_to_none=True)
+
     async def reduce(self) -> None:
         """What happens to the gradient before the step."""
 

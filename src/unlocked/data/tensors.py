@@ -60,7 +60,7 @@ def as_data(source: Any) -> Data:
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise BadData(
             f"Data cannot be made from a {type(source).__name__}; give a Data, a pair of tensors (x, y), or a dataset "
-            "with __len__ and __getitem__."
+            "with __len__ and __getitem__ (of a DataLoader: its .dataset)."
         )
     return _stacked(source, type(source).__name__)
 
