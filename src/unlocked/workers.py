@@ -148,7 +148,7 @@ class _Wish:
         self._asked = True
 
     def __call__(self) -> bool:
-        return self._asked
+        return self._asked or os.getppid() != self._parent
 
 
 def _work(connection: Connection, parent: int) -> None:
