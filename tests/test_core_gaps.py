@@ -19,6 +19,7 @@ from unlocked.errors import BadCheckpoint, CannotCut, InvalidChoice, UnlockedErr
 from unlocked.evaluation import Score
 from unlocked.partition import partition
 from unlocked.probes.memory import SavedBytes
+from unlocked.rules.shuffle import draw
 from unlocked.timeline import Act, Timeline
 from unlocked.worlds import InProcess
 
@@ -430,6 +431,15 @@ def test_a_head_is_shuffled_as_the_last_layer_of_its_stage():
     assert rising_share[0] == 0.0
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_every_scalar_of_a_tiny_tensor_is_drawn_alike(count):
+    source, rounds, p = torch.Generator().manual_seed(0), 2000, 0.4
+    hits = torch.zeros(count)
+    for _ in range(rounds):
+        hits[draw(count, p, 2, source)[0]] += 1
+    assert (hits / rounds - p).abs().max() < 4.5 * (p * (1 - p) / rounds) ** 0.5
+
+
 # ---- session -----------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +503,11 @@ def test_reported_losses_are_means_over_replicas_and_over_the_steps_of_an_epoch(
         assert record["losses"][j] == pytest.approx(sum(losses[j] for losses in watch.losses) / 5)
 
 
+def test_the_loss_of_a_step_is_that_of_this_step_only():
+    session = trainer(ul.credit.DGL(head="linear", budget=None), optimizer=lambda ps: Still(ps, lr=0.0))
+    assert session.step(*batch()) == session.step(*batch())
+
+
 def test_the_activation_peak_is_that_of_a_plain_forward_without_its_parameters():
     model, x, y = mlp(), data(12).x, data(12).y
     session = trainer(ul.credit.Backprop(), stages=1, model=model)
@@ -522,6 +537,13 @@ def test_a_loss_is_the_mean_over_samples_and_an_accuracy_that_over_tokens():
     scores = torch.eye(4)[torch.tensor([[0, 1, 2], [3, 0, 1]])]
     score.add(scores, torch.tensor([[0, 1, 2], [3, 1, 2]]), None)
     assert score.accuracy == pytest.approx(4 / 6)
+
+
+def test_what_is_evaluated_is_the_averaged_network():
+    session, test = trainer(ul.credit.Backprop(), replicas=2), data(24, 1)
+    session.fit(data(), 1, batch_size=12)
+    losses = [cross_entropy(chain(test.x), test.y).item() for chain in (session.averaged(), session.chains[0])]
+    assert session.evaluate(test).loss == pytest.approx(losses[0]) != pytest.approx(losses[1])
 
 
 @pytest.mark.parametrize("training", [True, False])

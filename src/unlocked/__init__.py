@@ -9,12 +9,18 @@ Credit decides where a stage's gradient comes from; consensus what happens to it
 means.
 """
 
-from . import callbacks, consensus, credit, data, heads, losses, models, worlds
-from .chain import Chain, Stage
-from .cutting import cut
-from .errors import UnlockedError
-from .session import Interrupted, Trainer
-from .timeline import Act, Timeline
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import callbacks, consensus, credit, data, heads, losses, models, worlds
+    from .allocator import keep_freed_memory
+    from .chain import Chain, Stage
+    from .cutting import cut
+    from .errors import UnlockedError
+    from .loop import Interrupted
+    from .session import Trainer
+    from .timeline import Act, Timeline
 
 __version__ = "0.1.0"
 
@@ -32,7 +38,35 @@ __all__ = [
     "cut",
     "data",
     "heads",
+    "keep_freed_memory",
     "losses",
     "models",
     "worlds",
 ]
+
+_HOMES = {
+    "Act": "timeline",
+    "Chain": "chain",
+    "Interrupted": "loop",
+    "Stage": "chain",
+    "Timeline": "timeline",
+    "Trainer": "session",
+    "UnlockedError": "errors",
+    "cut": "cutting",
+    "keep_freed_memory": "allocator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import unlocked` alone does not load torch, so the command line answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = import_module(f".{_HOMES.get(name, name)}", __name__)
+    if name in _HOMES:
+        found = getattr(found, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -47,5 +47,5 @@ def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     if given in names:
         return given
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    raise InvalidChoice(f"Unknown {what} {given!r};{hint} Allowed are: {', '.join(names)}.")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise InvalidChoice(f"Unknown {what} {given!r}{hint} Allowed are: {', '.join(names)}.")
