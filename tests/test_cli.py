@@ -427,3 +427,12 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in born), seconds=15)
+
+
+def test_tensorboard_files_are_written_where_it_is_installed_unless_refused(tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    tiny = ["train", "--subset", "64", "--epochs", "1", "--stages", "2", "--threads", "1"]
+    for switch in ("auto", "off"):
+        assert main([*tiny, "--run", str(tmp_path / switch), "--tensorboard", switch]) == 0
+        assert bool(list(tmp_path.glob(f"{switch}/tensorboard/events.*"))) == (switch == "auto")
+    capsys.readouterr()

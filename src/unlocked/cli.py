@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def _train(command: Train, text: str) -> int:
         again = " (already complete)" if is_complete(folder, config) else ""
         console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
     callbacks: list[Callback] = [JsonLines() if command.json else LiveTable(console)]
-    if command.tensorboard:
+    if command.tensorboard == "on" or (command.tensorboard == "auto" and find_spec("tensorboard")):
         callbacks.append(TensorBoard(folder / "tensorboard"))
     try:
         summary = run(config, folder, callbacks=callbacks, command=text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -28,8 +28,8 @@ class Train(Options):
     """Folder of the run; None: runs/<time>-<method>."""
     resume: Path | None = None
     """Go on with the run in this folder, with its own options; no others are needed."""
-    tensorboard: bool = False
-    """Also write TensorBoard files to RUN/tensorboard."""
+    tensorboard: Literal["auto", "on", "off"] = "auto"
+    """Also write TensorBoard files to RUN/tensorboard; auto: if it is installed."""
     json: bool = False
     """Print JSON lines only: each epoch, then the result."""
 
