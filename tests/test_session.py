@@ -187,7 +187,7 @@ def test_the_callers_batches_must_fit_the_replicas():
         session.step(x, y)
     with pytest.raises(InvalidChoice, match="2 batches and 2 targets were given for 3 replicas"):
         session.step([x, x], [y, y])
-    with pytest.raises(InvalidChoice, match="needs equal batches"):
+    with pytest.raises(InvalidChoice, match="need equal parts of it, got sizes"):
         session.step([x, x, x[:4]], [y, y, y[:4]])
     with pytest.raises(InvalidChoice, match="both as tensors, or both as lists"):
         session.step(x, [y])
@@ -370,3 +370,64 @@ def test_the_users_own_random_stream_is_left_alone():
     torch.manual_seed(7)
     session.step(*batch())
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_resumed_epoch_is_reported_whole_and_one_that_was_done_is_not_run_again(tmp_path):
+    class Stop(ul.callbacks.Callback):
+        def __init__(self, step):
+            self.step = step
+
+        def on_step(self, trainer, record):
+            if trainer.steps == self.step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    (expected, second) = trainer(ul.credit.Backprop(), ul.consensus.AllReduce(), replicas=2).fit(
+        data(), 2, batch_size=6
+    )
+    for step in (3, 5):  # inside the first epoch of five updates, and on its last one
+        session = trainer(ul.credit.Backprop(), ul.consensus.AllReduce(), replicas=2)
+        with pytest.raises(ul.Interrupted):
+            session.fit(data(), 2, batch_size=6, callbacks=[Stop(step)], checkpoint=tmp_path / str(step))
+        assert (session.epoch, session.batch_in_epoch) == ((0, 3) if step == 3 else (1, 0))
+        spent = session.elapsed
+        assert spent > 0
+        resumed = ul.Trainer.resume(tmp_path / str(step), ul.cut(mlp(), 3, like=batch()[0]))
+        assert resumed.elapsed == spent
+        records = resumed.fit(data(), 2, batch_size=6)
+        wanted = [expected, second] if step == 3 else [second]
+        for name in ("epoch", "step", "losses", "samples", "bytes"):
+            assert [record[name] for record in records] == [record[name] for record in wanted], name
+        assert records[-1]["elapsed"] > spent
+
+
+def test_a_batchnorm_frozen_by_hand_stays_frozen_and_a_model_in_evaluation_mode_is_trained():
+    session = trainer(ul.credit.Backprop(), model=mlp(norm=True))
+    norms = [part for part in session.chains[0].modules() if isinstance(part, nn.BatchNorm1d)]
+    norms[1].eval()
+    before = norms[1].running_mean.clone()
+    session.fit(data(), 1, batch_size=12, validate=data(24, 1))
+    session.ensemble(batch()[0])
+    assert [part.training for part in norms] == [True, False, True, True]
+    assert torch.equal(norms[1].running_mean, before)
+    evaluated = trainer(ul.credit.Backprop(), model=mlp(norm=True).eval())
+    assert all(part.training for part in evaluated.chains[0].modules())
+
+
+def test_a_stage_with_nothing_to_train_is_refused():
+    chain = ul.Chain([ul.Stage(nn.Linear(5, 6)), ul.Stage(nn.Tanh()), ul.Stage(nn.Linear(6, 3))])
+    with pytest.raises(InvalidChoice, match="Stage 1 has nothing to train"):
+        ul.Trainer(chain, optimizer=momentum)
+
+
+def test_one_step_saved_many_times_keeps_the_newest_two_and_no_litter(tmp_path):
+    session = zoo_trainer()
+    (tmp_path / ".step-000000007.999999999").mkdir()  # of a process that was killed while it saved
+    for k in range(6):
+        session.steps = 3
+        session.elapsed = float(k)
+        session.save(tmp_path)
+        folders = sorted(path.name for path in tmp_path.iterdir())
+        assert len(folders) == min(k + 1, 2) + 1 and folders[0] == "LATEST"
+        assert ul.Trainer.resume(tmp_path).elapsed == k
+    (tmp_path / "LATEST").unlink()
+    assert ul.Trainer.resume(tmp_path).elapsed == 5

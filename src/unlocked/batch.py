@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+from .errors import InvalidChoice
 
 
 class Batch(NamedTuple):
@@ -29,3 +31,31 @@ def micro_batches(x: Tensor, y: Tensor, count: int, first: int, phase: int) -> I
     parts = zip(x.tensor_split(count), y.tensor_split(count)) if count > 1 else [(x, y)]
     for k, (x_part, y_part) in enumerate(parts):
         yield Batch(x_part, y_part, first + k, len(x_part) / samples, phase)
+
+
+def one_per_replica(
+    x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor], replicas: int, accumulate: int, equal: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """One (x, y) for each replica, from lists of them or from one batch that is split evenly.
+
+    `equal`: whether all must have one size. Raises InvalidChoice if they do not fit the replicas or `accumulate`.
+    """
+    if isinstance(x, Tensor) != isinstance(y, Tensor):
+        raise InvalidChoice("Give x and y both as tensors, or both as lists with one tensor per replica.")
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        if len(x) % replicas or len(x) != len(y):
+            raise InvalidChoice(
+                f"A batch of {len(x)} inputs and {len(y)} targets cannot be split evenly among {replicas} replicas; "
+                f"give a multiple of {replicas}, or lists with one batch per replica."
+            )
+        x, y = x.chunk(replicas), y.chunk(replicas)
+    sizes = [len(part) for part in x]
+    if len(x) != replicas or len(y) != replicas:
+        raise InvalidChoice(
+            f"{len(x)} batches and {len(y)} targets were given for {replicas} replicas; give {replicas} of each."
+        )
+    if equal and len(set(sizes)) > 1:
+        raise InvalidChoice(f"Replicas that share one batch need equal parts of it, got sizes {sizes}.")
+    if min(sizes) < accumulate:
+        raise InvalidChoice(f"A batch of {min(sizes)} cannot be split into {accumulate} micro-batches.")
+    return list(zip(x, y))

@@ -1,9 +1,9 @@
 """Checkpoints: tensors as safetensors, everything else as JSON; nothing is ever unpickled.
 
     PATH/LATEST                                  the name of the newest complete checkpoint
-    PATH/step-000000120/manifest.json            configuration and progress of the run
-    PATH/step-000000120/example.safetensors      the chain's example batch
-    PATH/step-000000120/replica-0-stage-2.safetensors, .json      one shard per worker
+    PATH/step-000000120.0/manifest.json          configuration and progress of the run
+    PATH/step-000000120.0/example.safetensors    the chain's example batch
+    PATH/step-000000120.0/replica-0-stage-2.safetensors, .json      one shard per worker
 
 A checkpoint is written into a folder aside, synced, then renamed, and only then named in LATEST: an interruption at any
 moment leaves the previous one valid. The newest two are kept.
@@ -69,6 +69,9 @@ class Writer:
         self._aside = self._root / f".{self._name}.{os.getpid()}"
 
     def __enter__(self) -> Writer:
+        for left in self._root.glob(".step-*"):  # of processes that were killed while they saved
+            if not _alive(int(left.suffix[1:])):
+                shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(self._aside, ignore_errors=True)
         self._aside.mkdir(parents=True)
         return self
@@ -91,19 +94,18 @@ class Writer:
     def commit(self) -> Path:
         """Rename into place, point LATEST at it, forget the oldest."""
         _sync(self._aside)
-        final, again = self._root / self._name, 0
-        while final.exists():  # the same step saved again: never touch what LATEST may name
-            again += 1
-            final = self._root / f"{self._name}.{again}"
+        again = [_age(folder)[1] for folder in self._root.glob(f"{self._name}.*")]
+        # the same step saved again gets a name of its own: never touch what LATEST may name
+        final = self._root / f"{self._name}.{max(again, default=-1) + 1}"
         self._aside.rename(final)
         pointer = self._root / f".LATEST.{os.getpid()}"
         pointer.write_text(final.name)
         _sync(pointer)
         pointer.replace(self._root / "LATEST")
         _sync(self._root)
-        for old in sorted(self._root.glob("step-*"))[:-_KEEP]:
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        others = sorted((folder for folder in self._root.glob("step-*") if folder != final), key=_age)
+        for old in others[: 1 - _KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
         return final
 
 
@@ -144,10 +146,26 @@ def _newest(root: Path) -> Path:
     named = root / pointer.read_text().strip() if pointer.exists() else None
     if named is not None and (named / "manifest.json").exists():
         return named
-    complete = [folder for folder in sorted(root.glob("step-*")) if (folder / "manifest.json").exists()]
+    complete = [folder for folder in sorted(root.glob("step-*"), key=_age) if (folder / "manifest.json").exists()]
     if not complete:
         raise BadCheckpoint(f"{root} holds no complete checkpoint.")
     return complete[-1]
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _age(folder: Path) -> tuple[int, int]:
+    """(step, how often it had been saved before) from a folder's name."""
+    step, _, again = folder.name.removeprefix("step-").partition(".")
+    return int(step), int(again or 0)
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .modes import modes_kept
+
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
@@ -21,11 +23,10 @@ def untouched(module: nn.Module) -> Iterator[None]:
     global random state are what they were."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
-    modes = [(part, part.training) for part in module.modules()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), modes_kept(module):
             yield
     finally:
         with torch.no_grad():
@@ -33,8 +34,6 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(saved)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for part, mode in modes:
-            part.training = mode
 
 
 def run_once(module: nn.Module, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .chain import Chain
 from .consensus.base import batchnorm_statistics
 from .losses import logits
+from .modes import modes_kept
 
 
 @dataclass(frozen=True)
@@ -56,30 +57,26 @@ def refresh_batchnorm(chain: Chain, batches: Iterable[tuple[Tensor, Tensor]]) ->
     """Re-estimate the BatchNorm statistics of the chain and its heads: plain means over the given batches."""
     norms = [part for part in chain.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     kept = [(part, part.momentum) for part in norms]
-    was_training = chain.training
     for part in norms:
         part.reset_running_stats()
         part.momentum = None  # None: cumulative mean
-    chain.train()
-    for x, _ in batches:
-        for stage in chain:
-            x = stage(x)
-            stage.read(x)
+    with modes_kept(chain):
+        chain.train()
+        for x, _ in batches:
+            for stage in chain:
+                x = stage(x)
+                stage.read(x)
     for part, momentum in kept:
         part.momentum = momentum
-    chain.train(was_training)
 
 
 @torch.no_grad()
 def ensemble(chains: Sequence[Chain], x: Tensor) -> Tensor:
     """Mean over the chains of their predicted probabilities, softmax over the last dimension; shape of the logits."""
-    modes = [chain.training for chain in chains]
-    for chain in chains:
-        chain.eval()
-    total = torch.stack([torch.softmax(logits(chain(x)), dim=-1) for chain in chains]).mean(0)
-    for chain, mode in zip(chains, modes):
-        chain.train(mode)
-    return total
+    with modes_kept(*chains):
+        for chain in chains:
+            chain.eval()
+        return torch.stack([torch.softmax(logits(chain(x)), dim=-1) for chain in chains]).mean(0)
 
 
 class Score:
@@ -123,20 +120,18 @@ def evaluate(
     """Score `network` (at every head, and at stage `depth` as the network's own output) and, if several, the chains."""
     depth = len(network) - 1 if depth is None else depth
     population = list(chains) if len(chains) > 1 else []
-    modes = [(chain, chain.training) for chain in [network, *population]]
-    for chain, _ in modes:
-        chain.eval()
     stages = [Score() if stage.head is not None or j == len(network) - 1 else None for j, stage in enumerate(network)]
     members, together = [Score() for _ in population], Score()
-    for x, y in batches:
-        _score_stages(network, stages, x, y)
-        if population:
-            outputs = [logits(chain.read(x, depth)) for chain in population]
-            for score, output in zip(members, outputs):
-                score.add(output, y, None)
-            together.add(sum(torch.softmax(output, dim=-1) for output in outputs), y, None)
-    for chain, mode in modes:
-        chain.train(mode)
+    with modes_kept(network, *population):
+        for chain in [network, *population]:
+            chain.eval()
+        for x, y in batches:
+            _score_stages(network, stages, x, y)
+            if population:
+                outputs = [logits(chain.read(x, depth)) for chain in population]
+                for score, output in zip(members, outputs):
+                    score.add(output, y, None)
+                together.add(sum(torch.softmax(output, dim=-1) for output in outputs), y, None)
     own = stages[depth]
     assert own is not None
     return Evaluation(

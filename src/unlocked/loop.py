@@ -1,12 +1,12 @@
-"""What a training loop needs besides training: Ctrl-C between steps, running means, the user's random state."""
+"""What a training loop needs besides training: Ctrl-C between steps, the books of an epoch, the user's random state."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,23 +18,33 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped by Ctrl-C after a whole step; the text says what was saved and how to resume."""
 
 
-class MeanLosses:
-    """Running mean of per-stage losses that may be None."""
+@dataclass
+class EpochBook:
+    """What an epoch has come to so far. It is saved with a checkpoint, so that a resumed epoch is reported whole.
 
-    def __init__(self) -> None:
-        self._sums: Counter[int] = Counter()
-        self._counts: Counter[int] = Counter()
-        self._stages = 0
+    sums, counts: of each stage's losses over the updates; bytes_before: sent by channel until the epoch began.
+    """
 
-    def add(self, losses: Losses) -> None:
-        self._stages = len(losses)
+    sums: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    samples: int = 0
+    seconds: float = 0.0
+    bytes_before: dict[str, int] = field(default_factory=dict)
+
+    def add(self, losses: Losses, samples: int, seconds: float) -> None:
+        """One update."""
+        if not self.sums:
+            self.sums, self.counts = [0.0] * len(losses), [0] * len(losses)
         for stage, loss in enumerate(losses):
             if loss is not None:
-                self._sums[stage] += loss  # type: ignore[assignment]
-                self._counts[stage] += 1
+                self.sums[stage] += loss
+                self.counts[stage] += 1
+        self.samples += samples
+        self.seconds += seconds
 
-    def values(self) -> Losses:
-        return [self._sums[j] / self._counts[j] if self._counts[j] else None for j in range(self._stages)]
+    def losses(self) -> Losses:
+        """Mean per stage."""
+        return [total / count if count else None for total, count in zip(self.sums, self.counts)]
 
 
 class Interrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, unpack
 from .consensus.base import Weights
 from .cutting import from_recipe_of_chain
 from .errors import BadCheckpoint
+from .loop import EpochBook
 from .restore import (
     describe_method,
     describe_optimizer,
@@ -67,6 +69,7 @@ def save_state(trainer: Trainer, path: str | Path) -> Path:
                 "options": {name: getattr(trainer, name) for name in _OPTIONS},
                 "progress": {name: getattr(trainer, name) for name in _PROGRESS},
                 "bytes_sent": dict(trainer.bytes_sent),
+                "book": dataclasses.asdict(trainer.book),
             },
         )
         return writer.commit()
@@ -95,6 +98,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
     trainer.bytes_sent.update(manifest["bytes_sent"])
+    trainer.book = EpochBook(**manifest["book"])
     return trainer
 
 

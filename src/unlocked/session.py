@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import consensus as consensus_rules
 from . import credit as credit_rules
-from .batch import Batch, micro_batches
+from .batch import Batch, micro_batches, one_per_replica
 from .callbacks import Callback
 from .chain import Chain
 from .consensus.base import BatchNormPolicy, Clock, OptimizerFactory, ScheduleFactory, Store, Weights
@@ -26,7 +26,7 @@ from .credit.base import refuse_non_finite
 from .data import as_data
 from .errors import InvalidChoice, UnlockedError, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate, refresh_batchnorm
-from .loop import Interrupt, Interrupted, Losses, MeanLosses, random_state_kept
+from .loop import EpochBook, Interrupt, Interrupted, Losses, random_state_kept
 from .probes.memory import SavedBytes
 from .rng import seed_of
 from .saving import load_state, save_state
@@ -94,6 +94,8 @@ class Trainer:
         chain.to(self.device)
         if chain.like is not None:
             chain.like = chain.like.to(self.device)
+        if not any(part.training for part in chain.modules() if not list(part.children())):
+            chain.train()  # a model that comes in evaluation mode as a whole; parts frozen by hand stay as they are
         self.heads = self.credit.prepare(chain, seed)
         self.chains = [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
         self.workers: list[Worker] = self.world.mesh(replicas, len(chain), seed, self._context(), self.device)
@@ -101,6 +103,7 @@ class Trainer:
         self.timeline = Timeline()
         self.steps = self.epoch = self.phase = self.batch_in_epoch = 0
         self.elapsed = 0.0
+        self.book = EpochBook()
         self.epochs_per_phase: int | None = None
         self.batch_size: int | None = None
         self.bytes_sent: Counter[str] = Counter()
@@ -115,7 +118,13 @@ class Trainer:
 
     def _make_weights(self, worker: Worker, optimizer: OptimizerFactory, schedule: ScheduleFactory | None) -> Weights:
         chain = self.chains[worker.replica]
-        made = optimizer([p for p in chain[worker.stage].parameters() if p.requires_grad])
+        trained = [parameter for parameter in chain[worker.stage].parameters() if parameter.requires_grad]
+        if not trained:
+            raise InvalidChoice(
+                f"Stage {worker.stage} has nothing to train: no parameters, or all of them frozen; "
+                "join it with the stage below or above."
+            )
+        made = optimizer(trained)
         scheduler = schedule(made) if schedule is not None else None
         store = Store(made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm)
         return self.consensus.weights(worker, chain, store, self.seed)
@@ -128,10 +137,13 @@ class Trainer:
         Returns the loss of each stage, mean over the replicas; None for a stage without a loss of its own.
         Raises InvalidChoice (batches that do not fit the replicas), NonFiniteLoss (naming the stage).
         """
-        shares = self._shares(x, y)
+        shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
         self._train_mode()
         first = self.steps * self.accumulate
-        batches = [list(micro_batches(*share, self.accumulate, first, self.phase)) for share in shares]
+        batches = [
+            list(micro_batches(a.to(self.device), b.to(self.device), self.accumulate, first, self.phase))
+            for a, b in shares
+        ]
         for worker in self.workers:
             worker.losses.clear()
         programs = [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
@@ -149,28 +161,6 @@ class Trainer:
     def _program(self, worker: Worker, k: int, batches: list[Batch]) -> tuple[Worker, Any]:
         stage = self.chains[worker.replica][worker.stage]
         return worker, self.credit.run(worker, stage, batches, self.weights[k])
-
-    def _shares(self, x: Any, y: Any) -> list[tuple[Tensor, Tensor]]:
-        """One (x, y) for each replica, on the device."""
-        n = self.replicas
-        if isinstance(x, Tensor) != isinstance(y, Tensor):
-            raise InvalidChoice("Give x and y both as tensors, or both as lists with one tensor per replica.")
-        if isinstance(x, Tensor):
-            if len(x) % n or len(x) != len(y):
-                raise InvalidChoice(
-                    f"A batch of {len(x)} inputs and {len(y)} targets cannot be split evenly among {n} replicas; "
-                    f"give a multiple of {n}, or lists with one batch per replica."
-                )
-            x, y = x.chunk(n), y.chunk(n)
-        if len(x) != n or len(y) != n:
-            raise InvalidChoice(f"{len(x)} batches and {len(y)} targets were given for {n} replicas; give {n} of each.")
-        if self.consensus.shares_data and len({len(part) for part in x}) > 1:
-            raise InvalidChoice(
-                f"{self.consensus.name} needs equal batches on all replicas, got sizes {[len(part) for part in x]}."
-            )
-        if any(len(part) < self.accumulate for part in x):
-            raise InvalidChoice(f"A batch of {min(map(len, x))} cannot be split into {self.accumulate} micro-batches.")
-        return [(a.to(self.device, non_blocking=True), b.to(self.device, non_blocking=True)) for a, b in zip(x, y)]
 
     def _losses(self) -> Losses:
         sums: list[list[float]] = [[] for _ in self.chains[0]]
@@ -228,7 +218,8 @@ class Trainer:
                     records.append(self._epoch(data, held_out if due else None, epochs, callbacks, interrupt))
                     if checkpoint is not None and (self.epoch % checkpoint_every == 0 or self.epoch == total):
                         self.save(checkpoint)
-                    interrupt.check()
+                    if self.epoch < total:
+                        interrupt.check()
             reason = "finished"
         except Interrupted as stop:
             reason = "interrupted"
@@ -262,36 +253,34 @@ class Trainer:
         self, data: Any, held_out: Any, epochs: int, callbacks: Sequence[Callback], interrupt: Interrupt
     ) -> dict[str, Any]:
         self.phase = self.epoch // epochs
-        first, sent = self.steps, Counter(self.bytes_sent)
-        mean, samples, seconds = MeanLosses(), 0, 0.0
+        if self.batch_in_epoch == 0:
+            self.book = EpochBook(bytes_before=dict(self.bytes_sent))
         for shares in zip(*self._streams(data, self.epoch % epochs)):
+            interrupt.check()  # before a step, not after: an epoch whose last step is done is ended
             begin = time.perf_counter()
             losses = self._first_step(shares) if self.activation_peak is None else self.step(*zip(*shares))
-            seconds += time.perf_counter() - begin
+            seconds, samples = time.perf_counter() - begin, sum(len(x) for x, _ in shares)
             self.batch_in_epoch += 1
-            count = sum(len(x) for x, _ in shares)
-            samples += count
-            mean.add(losses)
-            if callbacks:
-                record = {"event": "step", "step": self.steps, "epoch": self.epoch, "phase": self.phase}
-                record |= {"losses": losses, "samples": count, "seconds": time.perf_counter() - begin}
-                for callback in callbacks:
-                    callback.on_step(self, record)
-            interrupt.check()
+            self.elapsed += seconds
+            self.book.add(losses, samples, seconds)
+            record = {"event": "step", "step": self.steps, "epoch": self.epoch, "phase": self.phase}
+            record |= {"losses": losses, "samples": samples, "seconds": seconds}
+            for callback in callbacks:
+                callback.on_step(self, record)
         self.epoch, self.batch_in_epoch = self.epoch + 1, 0
-        self.elapsed += seconds
-        self._step_schedules(first)
+        self._step_schedules()
+        book = self.book
         record = {
             "event": "epoch",
             "epoch": self.epoch,
             "phase": self.phase,
             "step": self.steps,
-            "losses": mean.values(),
-            "seconds": seconds,
+            "losses": book.losses(),
+            "seconds": book.seconds,
             "elapsed": self.elapsed,
-            "samples": samples,
-            "samples_per_second": samples / seconds if seconds else 0.0,
-            "bytes": dict(self.bytes_sent - sent),
+            "samples": book.samples,
+            "samples_per_second": book.samples / book.seconds if book.seconds else 0.0,
+            "bytes": dict(self.bytes_sent - Counter(book.bytes_before)),
             "activation_peak": self.activation_peak,
             "learning_rates": self.learning_rates(),
             "validation": None if held_out is None else self.evaluate(held_out).to_json(),
@@ -323,12 +312,12 @@ class Trainer:
         self.activation_peak, self.activation_curve = meter.peak, meter.curve
         return losses
 
-    def _step_schedules(self, first_step: int) -> None:
+    def _step_schedules(self) -> None:
         if self.schedule_every != "epoch":
             return
         for weights in self.weights:
             # greedy learning: the schedule of a stage counts only epochs in which that stage was trained
-            if weights.store.scheduler is not None and weights.worker.version > 0 and self._trained(weights):
+            if weights.store.scheduler is not None and self._trained(weights):
                 weights.store.scheduler.step()
 
     def _trained(self, weights: Weights) -> bool:
