@@ -413,6 +413,13 @@ def test_a_batchnorm_frozen_by_hand_stays_frozen_and_a_model_in_evaluation_mode_
     assert all(part.training for part in evaluated.chains[0].modules())
 
 
+def test_optimizers_and_schedules_that_need_a_loss_are_refused():
+    with pytest.raises(InvalidChoice, match="LBFGS wants to be called with a loss"):
+        trainer(ul.credit.Backprop(), optimizer=lambda ps: torch.optim.LBFGS(ps))
+    with pytest.raises(InvalidChoice, match="ReduceLROnPlateau wants to be called with a loss"):
+        trainer(ul.credit.Backprop(), schedule=lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt))
+
+
 def test_a_stage_with_nothing_to_train_is_refused():
     chain = ul.Chain([ul.Stage(nn.Linear(5, 6)), ul.Stage(nn.Tanh()), ul.Stage(nn.Linear(6, 3))])
     with pytest.raises(InvalidChoice, match="Stage 1 has nothing to train"):

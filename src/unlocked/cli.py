@@ -29,7 +29,7 @@ from .comparing import compare, default_folder, plan
 from .config import RunConfig, cores, require_at_least, resolve
 from .errors import Deadlock, InvalidChoice, NonFiniteLoss, UnlockedError, choose
 from .exporting import export
-from .listing import as_markdown, as_rich, rules
+from .listing import LEGEND, as_markdown, as_rich, rules
 from .live import LiveTable, in_bytes, in_percent
 from .method_names import Method, parse_call
 from .run_files import read_config
@@ -227,8 +227,9 @@ def _methods(command: Methods) -> int:
     if command.json:
         print(json.dumps({"event": "result", **listed}))
     elif command.markdown:
-        print("\n".join(as_markdown(kind, rows) for kind, rows in listed.items()), end="")
+        print("\n".join([*(as_markdown(kind, rows) for kind, rows in listed.items()), LEGEND]))
     else:
         for kind, rows in listed.items():
             _console().print(as_rich(kind, rows))
+        _console().print(LEGEND, style="dim", highlight=False)
     return 0

@@ -14,6 +14,12 @@ from . import consensus, credit
 from .method_names import parameters, show
 
 _FIRST = ("name", "title", "source", "parameters")
+LEGEND = (
+    "J stages, N replicas; Ψ_A bytes of a boundary activation, Ψ_P of the parameters; bytes are per batch and worker (credit), "
+    "per update and replica (consensus); delay in updates. Sources: F Fournier's thesis, O Oyallon's habilitation, P Patel's "
+    "thesis, I Interlocking Backpropagation. Every credit rule works with every consensus rule."
+)
+
 _HEADINGS = {"up": "bytes up", "down": "bytes down", "bytes": "bytes per update"}
 
 

@@ -32,7 +32,7 @@ from .rng import seed_of
 from .saving import load_state, save_state
 from .timeline import Timeline
 from .worker import Worker
-from .worlds import InProcess
+from .worlds import InProcess, World
 
 
 class Trainer:
@@ -72,7 +72,7 @@ class Trainer:
         replicas: int = 1,
         schedule: ScheduleFactory | None = None,
         schedule_every: Clock = "step",
-        world: InProcess | None = None,
+        world: World | None = None,
         seed: int = 0,
         clip: float | None = None,
         accumulate: int = 1,
@@ -89,7 +89,7 @@ class Trainer:
         self.replicas, self.seed = replicas, seed
         self.clip, self.accumulate, self.precision = clip, accumulate, precision
         self.batchnorm, self.schedule_every = batchnorm, schedule_every
-        self.world = world if world is not None else InProcess()
+        self.world: World = world if world is not None else InProcess()
         self.device = torch.device(device) if device is not None else _device_of(chain)
         chain.to(self.device)
         if chain.like is not None:
@@ -126,6 +126,12 @@ class Trainer:
             )
         made = optimizer(trained)
         scheduler = schedule(made) if schedule is not None else None
+        for part in (made, scheduler):
+            if isinstance(part, (torch.optim.LBFGS, torch.optim.lr_scheduler.ReduceLROnPlateau)):
+                raise InvalidChoice(
+                    f"{type(part).__name__} wants to be called with a loss, which stages that learn side by side do not "
+                    "share; give an optimizer and a schedule that step by themselves."
+                )
         store = Store(made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm)
         return self.consensus.weights(worker, chain, store, self.seed)
 
@@ -372,7 +378,7 @@ class Trainer:
         schedule: ScheduleFactory | None = None,
         credit: CreditRule | None = None,
         consensus: ConsensusRule | None = None,
-        world: InProcess | None = None,
+        world: World | None = None,
         device: str | torch.device | None = None,
     ) -> Trainer:
         """The trainer as it was saved: going on equals never having stopped, bit for bit.

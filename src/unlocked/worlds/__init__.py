@@ -1,5 +1,6 @@
 """What waiting means. A world runs the programs of its workers and returns the timeline of what happened."""
 
+from .base import World
 from .in_process import InProcess
 
-__all__ = ["InProcess"]
+__all__ = ["InProcess", "World"]

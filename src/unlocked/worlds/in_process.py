@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,8 +20,7 @@ from ..errors import Deadlock, UnlockedError
 from ..rng import seed_of
 from ..timeline import Act, Timeline
 from ..worker import Place, Worker
-
-Program = Coroutine[Any, Any, None]
+from .base import Program
 
 
 class _Wait:
