@@ -118,6 +118,9 @@ def test_damaged_and_foreign_checkpoints_are_refused_in_sentences(tmp_path):
     (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(BadCheckpoint, match="format 99"):
         ul.Trainer.resume(tmp_path / "run")
+    (folder / "manifest.json").write_text('{"format": 1, "stages": 3}')
+    with pytest.raises(BadCheckpoint, match=r"lacks recipe, credit.* written by another version"):
+        ul.Trainer.resume(tmp_path / "run")
     other = trainer(ul.credit.Backprop())
     other.save(tmp_path / "own")
     with pytest.raises(BadCheckpoint, match="made by your own code"):

@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from .session import Trainer
 
 _OPTIONS = ("replicas", "seed", "clip", "accumulate", "precision", "batchnorm", "schedule_every")
+_MANIFEST = (
+    "recipe",
+    "stages",
+    "credit",
+    "consensus",
+    "optimizer",
+    "schedule",
+    "options",
+    "progress",
+    "bytes_sent",
+    "book",
+)
 _PROGRESS = (
     "steps",
     "epoch",
@@ -79,6 +91,11 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
     """Make the trainer of a checkpoint, with the given parts in place of those described, and load its state."""
     reader = Reader(path)
     manifest = reader.manifest
+    lacking = [key for key in _MANIFEST if key not in manifest]
+    if lacking:
+        raise BadCheckpoint(
+            f"{reader.path / 'manifest.json'} lacks {', '.join(lacking)}; it was written by another version."
+        )
     chain = given["chain"] if given["chain"] is not None else _chain(reader)
     if len(chain) != manifest["stages"]:
         raise BadCheckpoint(f"The checkpoint has {manifest['stages']} stages, the given chain {len(chain)}.")
