@@ -92,12 +92,16 @@ class Weights:
         store.optimizer.step()
         if store.scheduler is not None and store.clock == "step":
             store.scheduler.step()
-        store.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters:  # what optimizer.zero_grad does, without its profiling hooks
+            parameter.grad = None
 
     def forget(self) -> None:
         """After a step that failed: drop the micro-batches and gradients it left, so that the next one starts clean."""
         self._pending = 0
-        self.store.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
 
     async def reduce(self) -> None:
         """What happens to the gradient before the step."""
