@@ -176,7 +176,7 @@ def _steps(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> s
     steps = [gantt.step_of(name, timeline) for name, timeline in found]
     text = (
         "The last step, one lane for each worker: what the method's dependencies allow with one device per worker and "
-        "free links. Durations were measured in one process and are noisy; the order is exact. Gaps are waiting: a long "
+        "free links. Durations are medians of up to 21 steps in one process; the order is exact. Gaps are waiting: a long "
         "staircase down and back up is backpropagation's lock, lanes that go on at once have none. Thin lines join a "
         "message's sending to its taking."
     )
