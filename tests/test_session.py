@@ -149,6 +149,16 @@ def test_what_only_the_users_code_can_make_must_be_given_again(tmp_path):
     assert_same(state(resumed), state(session))
 
 
+def test_a_loss_noticed_late_does_not_claim_that_the_weights_are_untouched():
+    """On accelerators losses are read once a step, after the updates."""
+    session = trainer(ul.credit.Backprop())
+    session.workers[1].losses = [torch.tensor(float("nan"))]
+    with pytest.raises(
+        NonFiniteLoss, match=r"stage 1 .* was noticed after the update, so go back to the last checkpoint"
+    ):
+        session._losses()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_a_loss_that_is_not_finite_stops_with_its_stage_named_and_its_weights_untouched(value, bad):
@@ -156,7 +166,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_stage_named_and_its_weights_un
     stage = session.chains[0][bad]
     stage.loss = lambda output, y: output.sum() * value
     before = state(session)
-    with pytest.raises(NonFiniteLoss, match=f"loss of stage {bad} of replica 0 is (nan|inf|-inf)"):
+    with pytest.raises(
+        NonFiniteLoss, match=f"loss of stage {bad} of replica 0 is (nan|inf|-inf) .*did not touch its weights"
+    ):
         session.step(*batch())
     after = state(session)
     for name in before:

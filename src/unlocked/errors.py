@@ -23,7 +23,7 @@ class HeadTooLarge(UnlockedError, ValueError):
 
 
 class NonFiniteLoss(UnlockedError, ArithmeticError):
-    """A stage's loss is NaN or infinite; training stopped before its weights were touched."""
+    """A stage's loss is NaN or infinite. On the CPU training stops before its weights are touched."""
 
 
 class Deadlock(UnlockedError, RuntimeError):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .chain import Chain
-from .consensus.base import batchnorm_statistics
 from .losses import logits
 from .modes import modes_kept
 
@@ -149,8 +148,3 @@ def _score_stages(network: Chain, scores: Sequence[Score | None], x: Tensor, y: 
         if score is not None:
             output = stage.read(x)
             score.add(output, y, stage.loss(output, y))
-
-
-def has_batchnorm(chain: Chain) -> bool:
-    """Whether any statistics are kept."""
-    return any(True for _ in batchnorm_statistics(chain))

@@ -24,7 +24,7 @@ from .consensus.base import Consensus as ConsensusRule
 from .credit.base import Credit as CreditRule
 from .credit.base import refuse_non_finite
 from .data import as_data
-from .errors import InvalidChoice, UnlockedError, choose
+from .errors import InvalidChoice, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate, refresh_batchnorm
 from .loop import EpochBook, Interrupt, Interrupted, Losses, random_state_kept
 from .probes.memory import SavedBytes
@@ -173,7 +173,7 @@ class Trainer:
         for worker in self.workers:
             if worker.losses:
                 value = float(sum(worker.losses[1:], worker.losses[0]))
-                refuse_non_finite(worker, value)
+                refuse_non_finite(worker, value, updated=True)
                 sums[worker.stage].append(value)
         return [sum(values) / len(values) if values else None for values in sums]
 
@@ -414,6 +414,3 @@ def _check_arguments(chain: Any, replicas: int, accumulate: int, clip: float | N
         raise InvalidChoice(f"accumulate={accumulate} is not possible; give a whole number of at least 1.")
     if clip is not None and not clip > 0:
         raise InvalidChoice(f"clip={clip} is not possible; give a positive norm, or None.")
-
-
-__all__ = ["Interrupted", "Trainer", "UnlockedError"]

@@ -107,12 +107,17 @@ def objective(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tensor:
     return loss
 
 
-def refuse_non_finite(worker: Worker, value: float) -> None:
-    """Raises NonFiniteLoss, naming the stage."""
+def refuse_non_finite(worker: Worker, value: float, updated: bool = False) -> None:
+    """Raises NonFiniteLoss, naming the stage. `updated`: whether it was noticed only after the stage's update."""
     if not math.isfinite(value):
+        touched = (
+            "was noticed after the update, so go back to the last checkpoint"
+            if updated
+            else "did not touch its weights"
+        )
         raise NonFiniteLoss(
             f"The loss of stage {worker.stage} of replica {worker.replica} is {value} at update {worker.version} "
-            f"(micro-batch {worker.micro_batch}); its weights were not touched. "
+            f"(micro-batch {worker.micro_batch}); it {touched}. "
             "Try a smaller learning rate, gradient clipping (clip=), or look at the data of this batch."
         )
 
