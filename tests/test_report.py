@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unlocked as ul
+from test_trace import ACTIVATION, GRADIENTS, simulate
 from unlocked.errors import BadData, UnlockedError
-from unlocked.report import write_report
+from unlocked.report import gantt, write_report
 from unlocked.report.curves import accuracy, accuracy_by_depth, losses_by_depth, over_runs
 from unlocked.report.drawing import looks
+from unlocked.report.gantt import measured_of, window
 from unlocked.report.memory import POINTS, thin
+from unlocked.report.recording import Recording, read_recording
 from unlocked.report.study import read_study
 from unlocked.report.words import bytes_text
 from unlocked.timeline import Act, Timeline
@@ -97,6 +101,31 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "table.json").write_text(json.dumps(table))
     shared = {"command": "unlocked compare", "methods": list(methods), "seeds": 2, "data": "noise", "model": "mlp"}
     (folder / "config.json").write_text(json.dumps(shared))
+    return folder
+
+
+MACHINE = {"cpu": "Some Processor @ 2.20GHz", "cores": 2, "device": "cpu"}
+
+
+def measured_run(folder: Path, rule: str, updates: int = 8) -> Path:
+    """The files of a run on four real processes, as the contract has them; nothing is trained for it."""
+    folder.mkdir(parents=True)
+    config = {"data": "noise", "model": "mlp", "stages": 2, "credit": rule, "consensus": "all-reduce", "replicas": 2}
+    config |= {"seed": 0, "epochs": 2, "versions": {"torch": "2"}, "machine": MACHINE, "command": "unlocked launch"}
+    down = float(ACTIVATION) if rule == "backprop" else 0.0
+    summary = {"accuracy": 0.9, "ensemble": 0.92, "samples_per_second": 2000.0, "activation_peak": 5000, "seconds": 3.0}
+    summary |= {"bytes_up": float(ACTIVATION), "bytes_down": down, "bytes_replicas": 2.0 * GRADIENTS}
+    scores = {"loss": 0.4, "accuracy": 0.9, "stages": [None, [0.4, 0.9]], "members": [0.9, 0.9], "ensemble": 0.92}
+    losses = [None if rule == "backprop" else 0.9, 0.5]
+    events: list[dict] = [{"event": "start"}]
+    for k in (1, 2):
+        events.append({"event": "epoch", "epoch": k, "losses": losses, "elapsed": 1.5 * k, "validation": scores})
+    events.append({"event": "stop", "reason": "finished"})
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    step = {"timeline": simulate(rule, 1, apart=False)["acts"], "activation_curve": [0, 3000, 5000, 2000, 0]}
+    files = {"config": config, "summary": summary, "step": step, "timeline": simulate(rule, updates)}
+    for file, content in files.items():
+        (folder / f"{file}.json").write_text(json.dumps(content))
     return folder
 
 
@@ -391,6 +420,171 @@ def test_any_wrong_part_gives_a_report_or_a_sentence(
         Page(write_report(folder).read_text())
     except UnlockedError as error:
         assert str(error).endswith(".") and file in str(error)
+
+
+# ---- runs on real processes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["dgl", "backprop"])
+def measured(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return measured_run(tmp_path / "run", request.param)
+
+
+def recording_in(folder: Path) -> Recording:
+    recording = read_recording(folder)
+    assert recording is not None
+    return recording
+
+
+def rows_of(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table after a heading."""
+    table = text.split(f"<h3>{heading}</h3>")[1].split("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+
+
+def test_the_measured_chart_says_so_and_on_what(measured: Path) -> None:
+    seen = page(measured)
+    assert "Steps as measured, worker by worker" in seen.text
+    assert "Measured on 4 processes on Some Processor @ 2.20GHz, 2 cores" in seen.text
+    assert "There were more processes than cores (4 on 2)" in seen.text
+    assert "about 3 steps of 8, 4 processes" in seen.text
+    assert "one process" not in seen.text and "One step" not in seen.text
+    edit(measured / "config.json", machine={"cpu": "Big", "cores": 4, "device": "NVIDIA H200"})
+    text = page(measured).text
+    assert "Measured on 4 processes on Big, NVIDIA H200, 4 cores" in text and "than cores" not in text
+    edit(measured / "config.json", machine=None)
+    assert "Measured on 4 processes (the machine was not recorded)" in page(measured).text
+
+
+def test_every_act_of_the_window_is_drawn_as_it_was_timed(measured: Path) -> None:
+    recording = recording_in(measured)
+    begin, end, count = window(recording)
+    text = write_report(measured).read_text()
+    drawn = re.findall(r"<title>([FBLUSRM]): .*?at (-?[\d.]+) ms, ([\d.]+) ms", text)
+    inside = recording.acts.between(begin, end)
+    expected = Counter(
+        (act.kind, f"{1e3 * (act.start - begin):.2f}", f"{1e3 * (act.end - act.start):.2f}") for act in inside
+    )
+    assert Counter(drawn) == expected and count == 3
+    assert {kind for kind, _, _ in drawn} >= set("FBUSRM")
+
+
+def test_the_window_is_of_whole_steps_from_the_middle(measured: Path) -> None:
+    recording = recording_in(measured)
+    starts = recording.acts.step_starts()
+    assert window(recording) == (starts[2], starts[5], 3)
+    two = replace(recording, acts=Timeline(act for act in recording.acts if act.micro_batch < 2))
+    assert window(two) == (starts[0], max(act.end for act in two.acts), 2)
+    only_exchanges = [Act("M", 0, 0, 0, 0, 8, 1.0, 2.0, "mean"), Act("M", 0, 0, 1, 1, 8, 3.0, 4.0, "mean")]
+    assert window(replace(recording, acts=Timeline(only_exchanges))) == (1.0, 4.0, 8)
+
+
+def test_a_window_of_too_many_acts_is_made_shorter(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = recording_in(measured)
+    per_step = len(recording.acts) // 8
+    monkeypatch.setattr(gantt, "ACTS", 2 * per_step + per_step // 2)
+    assert window(recording)[2] == 2
+    monkeypatch.setattr(gantt, "ACTS", 1)
+    assert window(recording)[2] == 1
+
+
+def test_the_lines_of_the_window_are_its_messages(measured: Path) -> None:
+    recording = recording_in(measured)
+    step = measured_of("m", recording)
+    begin, end, _ = window(recording)
+    assert step.milliseconds == 1e3 * (end - begin)
+    assert all(sent.start >= 0 and taken.end <= end - begin for sent, taken in step.messages)
+    for sent, taken in step.messages:  # nothing of these rules is taken in another micro-batch than it was sent in
+        assert (sent.micro_batch, sent.peer, sent.channel) == (
+            taken.micro_batch,
+            (taken.replica, taken.stage),
+            taken.channel,
+        )
+    first = min(sent.micro_batch for sent, _ in step.messages)
+    assert len(step.messages) >= 4 and first > 0
+    assert all(len(acts) == 2 and len({act.micro_batch for act in acts}) == 1 for acts in step.meetings)
+    assert step.meetings and all(0.0 <= act.end <= end - begin for acts in step.meetings for act in acts)
+
+
+def test_the_table_of_workers_repeats_the_idle_shares(measured: Path) -> None:
+    recording = recording_in(measured)
+    begin, end, _ = window(recording)
+    rows = rows_of(write_report(measured).read_text(), "What each worker did with its time")
+    idle = recording.acts.idle_shares(begin, end)
+    assert [(row[0], row[1], row[4]) for row in rows] == [
+        (f"{replica}·{stage}", str(2 * replica + stage), f"{100 * idle[(replica, stage)]:.1f}")
+        for replica, stage in recording.ranks
+    ]
+    for row in rows:
+        computing, updating, idle_share, *parts = map(float, row[2:])
+        assert computing + updating + idle_share == pytest.approx(100, abs=0.2)
+        assert sum(parts) <= idle_share + 0.2
+    mean = fmean(idle.values())
+    assert f"idle {100 * mean:.0f} % of 4 workers" in page(measured).text
+
+
+def test_an_exchange_beside_computing_is_no_idle_time(tmp_path: Path) -> None:
+    folder = measured_run(tmp_path / "run", "dgl")
+    acts = [
+        Act("F", 0, 0, 0, 0, 0, 0.0, 1.0),
+        Act("M", 0, 0, 0, 0, 8, 1.0, 4.0, "mean"),
+        Act("B", 0, 0, 0, 0, 0, 1.0, 3.0),
+    ]
+    edit(folder / "timeline.json", ranks=[[0, 0, 0]], acts=Timeline(acts).to_json())
+    assert rows_of(write_report(folder).read_text(), "What each worker did with its time") == [
+        ["0·0", "0", "75.0", "0.0", "25.0", "0.0", "25.0", "0.0"]
+    ]
+
+
+def test_the_table_of_channels_repeats_the_bytes(measured: Path) -> None:
+    rows = rows_of(write_report(measured).read_text(), "Channel by channel")
+    payload, wire = bytes_text(ACTIVATION), bytes_text(ACTIVATION + 64)
+    pair = ["1", payload, wire, f"{(ACTIVATION + 64) / ACTIVATION:.4f}"]
+    mean = ["2", bytes_text(2 * GRADIENTS), bytes_text(2 * GRADIENTS + 128), f"{(GRADIENTS + 64) / GRADIENTS:.4f}"]
+    backprop = "backprop" in (measured / "config.json").read_text()
+    gradient = [["gradient", *pair]] if backprop else []
+    assert rows == [["activation", *pair], *gradient, ["mean", *mean]]
+
+
+def test_a_run_of_one_process_looks_as_without_a_recording(run: Path) -> None:
+    before = write_report(run).read_text()
+    (run / "timeline.json").write_text(json.dumps(simulate("dgl", apart=False)))
+    assert write_report(run).read_text() == before
+    assert "measured" not in Page(before).text.lower()
+
+
+def test_measured_and_other_methods_are_kept_apart(tmp_path: Path) -> None:
+    for rule in ("backprop", "dgl", "greedy"):
+        measured_run(tmp_path / f"runs/{rule}--all-reduce--x2-seed0", rule)
+    (tmp_path / "runs/greedy--all-reduce--x2-seed0/timeline.json").unlink()
+    text = write_report(tmp_path).read_text()
+    section = text.split('<section id="step">')[1].split("</section>")[0]
+    timed, not_timed = section.split("<h3>Not measured: one step as its dependencies allow it</h3>")
+    assert "Measured on 4 processes" in timed and "backprop/all-reduce@2" in timed and "greedy" not in timed
+    assert "greedy/all-reduce@2" in not_timed and "backprop" not in not_timed.split("Gaps are waiting")[0]
+    rows = rows_of(text, "What each worker did with its time")
+    assert [row[:2] for row in rows] == [
+        [f"{rule}/all-reduce@2", f"{i}·{j}"] for rule in ("backprop", "dgl") for i in (0, 1) for j in (0, 1)
+    ]
+
+
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_any_wrong_part_of_a_recording_gives_a_report_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = measured_run(tmp_path_factory.mktemp("junk") / "run", "dgl", updates=2)
+    content = json.loads((folder / "timeline.json").read_text())
+    place = data.draw(st.sampled_from(places(content)[1:]))
+    part = content
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = data.draw(JUNK)
+    (folder / "timeline.json").write_text(json.dumps(content))
+    try:
+        Page(write_report(folder).read_text())
+    except UnlockedError as error:
+        assert str(error).endswith(".") and "timeline.json" in str(error)
 
 
 # ---- the small parts ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,14 @@ class Chain(nn.Module):
         for stage in list(self)[: depth + 1]:
             x = stage(x)
         return self[depth].read(x)
+
+    def blank(self, device: torch.device | str) -> Chain:
+        """A new chain of the same making whose parameters and buffers are not initialised ("meta": not even allocated)."""
+        memo: dict[int, Any] = {}
+        for x in [*self.parameters(), *self.buffers()]:
+            empty = torch.empty_like(x, device="meta")
+            memo[id(x)] = nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+        return copy.deepcopy(self, memo).to_empty(device=device)
 
     def example(self) -> Tensor:
         """The example batch; raises UnlockedError if the chain was made without one."""

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import BadCheckpoint
+from .sharding import put
 
 FORMAT = 1
 _KEEP = 2
@@ -61,14 +62,26 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 class Writer:
-    """Writes one checkpoint aside; `commit` makes it the newest. Used as a context manager, it cleans up on failure."""
+    """Writes one checkpoint aside; `commit` makes it the newest. Used as a context manager, it cleans up on failure.
 
-    def __init__(self, path: str | Path, step: int) -> None:
+    Several processes write into one folder aside: the chief's, whose number the others are given as `owner`. Only the chief
+    makes it, commits it and cleans up.
+    """
+
+    def __init__(self, path: str | Path, step: int, owner: int | None = None) -> None:
         self._root = Path(path)
         self._name = f"step-{step:09d}"
-        self._aside = self._root / f".{self._name}.{os.getpid()}"
+        self._chief = owner is None
+        self._aside = self._root / f".{self._name}.{os.getpid() if owner is None else owner}"
+
+    @property
+    def there(self) -> bool:
+        """Whether the folder aside is to be seen from here."""
+        return self._aside.is_dir()
 
     def __enter__(self) -> Writer:
+        if not self._chief:
+            return self
         for left in self._root.glob(".step-*"):  # of processes that were killed while they saved
             if not _alive(int(left.suffix[1:])):
                 shutil.rmtree(left, ignore_errors=True)
@@ -77,7 +90,8 @@ class Writer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._chief:
+            shutil.rmtree(self._aside, ignore_errors=True)
 
     def tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write `name`.safetensors. Tensors are copied to the CPU; shared storages are written apart."""
@@ -192,4 +206,4 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where:
         raise BadCheckpoint(f"The checkpoint of {where} does not fit: {odd} are only on one side.")
     for name, x in target.items():
         same_dtype(x, source[name], name)
-        x.copy_(source[name])
+        put(x, source[name])

@@ -1,21 +1,18 @@
-"""The command line: `unlocked train | compare | methods | report | export`.
+"""The command line: `unlocked train | compare | launch | methods | report | trace | export | doctor`.
 
-Exit codes: 0 done, 1 training failed, 2 bad input, 130 stopped by Ctrl-C (or SIGTERM). Errors are one sentence.
+Exit codes: 0 done (also when SIGTERM made it save and stop), 1 training failed, 2 bad input, 130 stopped by Ctrl-C. Errors are one sentence.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import re
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,11 @@ import tyro
 from rich.console import Console
 
 from . import __version__
-from .callbacks import Callback, TensorBoard
-from .commands import COMMANDS, Compare, Methods, Report, Train
+from .commands import COMMANDS, Compare, Doctor, Launch, Methods, Report, Trace, Train
 from .comparing import compare, default_folder, plan
-from .config import RunConfig, cores, require_at_least, resolve
-from .errors import Deadlock, InvalidChoice, NonFiniteLoss, UnlockedError, choose
-from .exporting import export
+from .config import cores
+from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
-from .live import LiveTable, in_bytes, in_percent
-from .method_names import Method, parse_call
-from .run_files import read_config
-from .running import JsonLines, is_complete, run
 from .session import Interrupted
 from .table import as_rich as comparison_table
 
@@ -47,12 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments == ["--version"]:
                 print(f"unlocked {__version__}")
                 return 0
-            return _run(_parse(arguments or ["--help"], as_json), shlex.join(["unlocked", *arguments]))
+            own, launched = _split(arguments)
+            return _run(_parse(own or ["--help"], as_json), shlex.join(["unlocked", *arguments]), launched)
     except SystemExit as stop:  # tyro has said it all
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "Stopped before anything was trained.", as_json, 130)
-    except (NonFiniteLoss, Deadlock) as error:
+        terminated = isinstance(stop, Interrupted) and stop.terminated
+        return _fail(str(stop) or "Stopped before anything was trained.", as_json, 0 if terminated else 130)
+    except (NonFiniteLoss, Deadlock, LostProcess) as error:
         return _fail(str(error), as_json, 1)
     except UnlockedError as error:
         return _fail(str(error), as_json, 2)
@@ -66,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(sentence: str, as_json: bool, code: int) -> int:
     if as_json:
-        print(json.dumps({"event": "error", "message": sentence}), flush=True)
+        print(json.dumps({"event": "error" if code else "stopped", "message": sentence}), flush=True)
     else:
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {sentence}" if code else sentence, file=sys.stderr)
     return code
 
 
@@ -107,17 +100,53 @@ def _parse(arguments: list[str], as_json: bool) -> Any:
         raise
 
 
-def _run(command: Any, text: str) -> int:
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and what `launch` passes on: all behind the first --."""
+    if arguments[:1] != ["launch"] or "--" not in arguments:
+        return arguments, []
+    cut = arguments.index("--")
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+def _run(command: Any, text: str, launched: list[str]) -> int:
     if isinstance(command, Train):
-        return _train(command, text)
+        from .train_command import train
+
+        return train(command, text, _console())
     if isinstance(command, Compare):
         return _compare(command, text)
     if isinstance(command, Methods):
         return _methods(command)
-    from .report import write_report  # brings matplotlib with it
+    if isinstance(command, Launch):
+        from .launching import launch
 
+        return launch(
+            launched,
+            command.processes,
+            max_restarts=command.max_restarts,
+            threads=command.threads,
+            grace=command.grace,
+            json=command.json or "--json" in launched,
+        )
+    if isinstance(command, Doctor):
+        from .doctor import doctor
+
+        return doctor(command.json, command.interface, command.mebibytes)
+    return _write(command)
+
+
+def _write(command: Any) -> int:
+    """The commands that write a file."""
+    if isinstance(command, Trace):
+        from .trace import write_trace
+
+        return _wrote("trace", write_trace(command.run, command.to), command.json)
     if isinstance(command, Report):
+        from .report import write_report  # brings matplotlib with it
+
         return _wrote("report", write_report(command.folder), command.json)
+    from .exporting import export
+
     written = export(command.run, command.to, command.member, command.overwrite)
     return _wrote("weights", written, command.json)
 
@@ -131,62 +160,6 @@ def _console() -> Console:
 def _wrote(what: str, path: Path, as_json: bool) -> int:
     print(json.dumps({"event": "result", what: str(path)}) if as_json else str(path))
     return 0
-
-
-# ---- train -----------------------------------------------------------------------------------------------------------
-
-
-def _train(command: Train, text: str) -> int:
-    config, folder = _resumed(command) if command.resume is not None else _fresh(command)
-    console = _console()
-    if not command.json:
-        again = " (already complete)" if is_complete(folder, config) else ""
-        console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
-    callbacks: list[Callback] = [JsonLines() if command.json else LiveTable(console)]
-    if command.tensorboard == "on" or (command.tensorboard == "auto" and find_spec("tensorboard")):
-        callbacks.append(TensorBoard(folder / "tensorboard"))
-    try:
-        summary = run(config, folder, callbacks=callbacks, command=text)
-    except Interrupted as stop:
-        where = shlex.join(["unlocked", "train", "--resume", str(folder)])
-        raise KeyboardInterrupt(f"Stopped; everything so far is saved in {folder}. Go on with: {where}") from stop
-    if command.json:
-        print(json.dumps({"event": "result", "run": str(folder), **summary}), flush=True)
-        return 0
-    ensemble = "" if summary["ensemble"] is None else f", ensemble {in_percent(summary['ensemble'])}"
-    console.print(
-        f"test accuracy {in_percent(summary['accuracy'])}{ensemble}, {summary['samples_per_second']:,.0f} samples/s, "
-        f"peak activations {in_bytes(summary['activation_peak'])}. Report: "
-        f"{shlex.join(['unlocked', 'report', str(folder)])}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return 0
-
-
-def _fresh(command: Train) -> tuple[RunConfig, Path]:
-    """The configuration of a new run and its folder. Raises InvalidChoice, also if there is a run already."""
-    require_at_least("replicas", command.replicas, 1)
-    method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas)
-    config = resolve(command, method, command.seed, threads=cores())
-    folder = command.run or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{method.slug}"
-    if (folder / "config.json").exists():
-        raise InvalidChoice(f"{folder} already holds a run; go on with --resume {folder}, or give another --run.")
-    return config, folder
-
-
-def _resumed(command: Train) -> tuple[RunConfig, Path]:
-    """The configuration found in the folder. Raises InvalidChoice if another option contradicts it."""
-    folder = command.resume
-    assert folder is not None
-    config = read_config(folder)
-    free = ("run", "resume", "tensorboard", "json", "device")
-    for field in dataclasses.fields(Train):
-        given = getattr(command, field.name)
-        if field.name not in free and given != field.default and given != getattr(config, field.name):
-            option = "--" + field.name.replace("_", "-")
-            raise InvalidChoice(f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.")
-    return config, folder
 
 
 # ---- compare, methods ------------------------------------------------------------------------------------------------

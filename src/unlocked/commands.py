@@ -30,6 +30,12 @@ class Train(Options):
     """Go on with the run in this folder, with its own options; no others are needed."""
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """Also write TensorBoard files to RUN/tensorboard; auto: if it is installed."""
+    world: Literal["in-process", "distributed"] = "in-process"
+    """distributed: one of several processes, as started by unlocked launch or torchrun."""
+    interface: str | None = None
+    """Network interface, by name or address; None: that of the route to the rendezvous host."""
+    stuck_after: float = 30.0
+    """Seconds without a sign of life after which a process counts as stuck."""
     json: bool = False
     """Print JSON lines only: each epoch, then the result."""
 
@@ -44,6 +50,10 @@ class Compare(Options):
     """Number of seeds, 0, 1, …"""
     jobs: int | None = None
     """Runs at the same time, one process each; None: one per core."""
+    world: Literal["in-process", "distributed"] = "in-process"
+    """distributed: every run on processes of its own."""
+    processes: int | None = None
+    """Processes of a distributed run; None: one per replica and stage."""
     out: Path | None = None
     """Folder of the comparison; None: runs/compare-<time>. Runs already there are not repeated."""
     json: bool = False
@@ -86,4 +96,53 @@ class Export:
     """Print one line of JSON."""
 
 
-COMMANDS: dict[str, Any] = {"train": Train, "compare": Compare, "methods": Methods, "report": Report, "export": Export}
+@dataclass(frozen=True)
+class Launch:
+    """Run a command on several processes of this machine: unlocked launch --processes 4 -- train …"""
+
+    processes: int
+    """Number of processes."""
+    max_restarts: int = 0
+    """How often to start again from the last complete checkpoint after a failure."""
+    threads: int | None = None
+    """CPU threads per process; None: the cores shared out evenly."""
+    grace: float = 10.0
+    """Seconds that the others have to stop by themselves after a failure."""
+    json: bool = False
+    """Print JSON lines only."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Write the recorded steps of a run as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    to: Path | None = None
+    """File to write; None: RUN/trace.json."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Examine processes, network and machine; alone, or as unlocked launch --processes 2 -- doctor, or under torchrun."""
+
+    interface: str | None = None
+    """Network interface, by name or address; None: that of the route to the rendezvous host."""
+    mebibytes: float = 16
+    """Size of the messages that measure the bandwidth."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "compare": Compare,
+    "launch": Launch,
+    "methods": Methods,
+    "report": Report,
+    "trace": Trace,
+    "export": Export,
+    "doctor": Doctor,
+}

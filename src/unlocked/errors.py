@@ -38,6 +38,14 @@ class BadCheckpoint(UnlockedError, ValueError):
     """A checkpoint that is missing, incomplete, or of another run."""
 
 
+class CannotJoin(UnlockedError, ConnectionError):
+    """The processes of a run do not come together: no rendezvous, a wrong count, or they were told different things."""
+
+
+class LostProcess(UnlockedError, ConnectionError):
+    """Another process of the run died, hangs, or failed; the sentence names it."""
+
+
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     """`given` if it is among `allowed`; otherwise an InvalidChoice that names the nearest one.
 

@@ -1,18 +1,32 @@
-"""What a population is worth: single networks, their mean, their ensemble."""
+"""What a population is worth: single networks, their mean, their ensemble.
+
+Evaluation, too, is what workers do: a batch goes up the stages, each scores its own head, replicas are averaged and their
+outputs gathered by the verbs of worker.py. So no process ever needs the whole network, and every world gives the same numbers.
+All functions here are called by every process of a run.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .chain import Chain
+from .batch import Batch
+from .chain import Chain, Stage
+from .consensus.base import Weights
+from .loop import random_state_kept
 from .losses import logits
 from .modes import modes_kept
+from .worker import Link, Place, Worker
+
+if TYPE_CHECKING:
+    from .session import Trainer
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Stages = dict[Place, Stage]  # of the workers here
 
 
 @dataclass(frozen=True)
@@ -33,49 +47,6 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
         return asdict(self)
-
-
-@torch.no_grad()
-def averaged(chains: Sequence[Chain]) -> Chain:
-    """A new chain whose parameters, heads' too, and floating-point buffers are the means over the chains."""
-    mean = copy.deepcopy(chains[0])
-    if len(chains) == 1:
-        return mean
-    others = [[*chain.parameters(), *chain.buffers()] for chain in chains]
-    for k, x in enumerate([*mean.parameters(), *mean.buffers()]):
-        if x.is_floating_point():
-            total = others[0][k].clone()
-            for other in others[1:]:
-                total += other[k]
-            x.copy_(total.div_(len(chains)))
-    return mean
-
-
-@torch.no_grad()
-def refresh_batchnorm(chain: Chain, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Re-estimate the BatchNorm statistics of the chain and its heads: plain means over the given batches."""
-    norms = [part for part in chain.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    kept = [(part, part.momentum) for part in norms]
-    for part in norms:
-        part.reset_running_stats()
-        part.momentum = None  # None: cumulative mean
-    with modes_kept(chain):
-        chain.train()
-        for x, _ in batches:
-            for stage in chain:
-                x = stage(x)
-                stage.read(x)
-    for part, momentum in kept:
-        part.momentum = momentum
-
-
-@torch.no_grad()
-def ensemble(chains: Sequence[Chain], x: Tensor) -> Tensor:
-    """Mean over the chains of their predicted probabilities, softmax over the last dimension; shape of the logits."""
-    with modes_kept(*chains):
-        for chain in chains:
-            chain.eval()
-        return torch.stack([torch.softmax(logits(chain(x)), dim=-1) for chain in chains]).mean(0)
 
 
 class Score:
@@ -109,42 +80,200 @@ class Score:
         return float(self._hits) / self._targets if self._classes else None
 
 
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
-def evaluate(
-    chains: Sequence[Chain],
-    network: Chain,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    depth: int | None = None,
-) -> Evaluation:
-    """Score `network` (at every head, and at stage `depth` as the network's own output) and, if several, the chains."""
-    depth = len(network) - 1 if depth is None else depth
-    population = list(chains) if len(chains) > 1 else []
-    stages = [Score() if stage.head is not None or j == len(network) - 1 else None for j, stage in enumerate(network)]
-    members, together = [Score() for _ in population], Score()
-    with modes_kept(network, *population):
-        for chain in [network, *population]:
-            chain.eval()
-        for x, y in batches:
-            _score_stages(network, stages, x, y)
-            if population:
-                outputs = [logits(chain.read(x, depth)) for chain in population]
-                for score, output in zip(members, outputs):
-                    score.add(output, y, None)
-                together.add(sum(torch.softmax(output, dim=-1) for output in outputs), y, None)
-    own = stages[depth]
-    assert own is not None
-    return Evaluation(
-        own.loss,
-        own.accuracy,
-        [None if score is None else (score.loss, score.accuracy) for score in stages],
-        [score.accuracy for score in members],
-        together.accuracy if population else None,
+def _through(stage: Stage, visit: Callable[[Tensor], None], x: Tensor) -> Tensor:
+    h = stage(x)
+    visit(h)
+    return h
+
+
+async def _pass(worker: Worker, stage: Stage, batch: Batch, visit: Callable[[Tensor], None]) -> None:
+    """A batch goes through the stage to the next one; `visit` sees the output."""
+    x = await worker.below.recv("evaluation", batch)
+    worker.at(batch.number)
+    await worker.above.send("evaluation", worker.seeded(_through, (stage, visit, x)))
+
+
+async def _average(worker: Worker, weights: Weights, into: Stages) -> None:
+    """A copy of the stage whose floating-point parameters and buffers are the means over the replicas."""
+    copy = into[worker.place] = weights.plain_copy()
+    tensors = [x.detach() for x in [*copy.parameters(), *copy.buffers()] if x.is_floating_point()]
+    for x, mean in zip(tensors, await worker.replicas.mean("averaging", tensors)):
+        x.copy_(mean)
+
+
+async def _collect(worker: Worker, stage: Stage, into: Chain | None) -> None:
+    """Every stage of replica 0 sends its tensors to the first one, which puts them into the chain."""
+    tensors = [x.detach() for x in [*stage.parameters(), *stage.buffers()]]
+    if not worker.first:
+        for x in tensors:
+            await Link(worker, Place(0, 0)).send("collecting", x)
+        return
+    assert into is not None
+    for j, target in enumerate(into):
+        for k, x in enumerate([*target.parameters(), *target.buffers()]):
+            x.detach().copy_(tensors[k] if j == 0 else await Link(worker, Place(0, j)).recv("collecting", x))
+
+
+async def _together(worker: Worker, output: Tensor, y: Tensor, score: Score) -> None:
+    """Score the mean of the replicas' predicted probabilities."""
+    rows = await worker.replicas.gather("ensemble", torch.softmax(output, dim=-1))
+    score.add(sum(rows), y, None)
+
+
+# ---- what the session offers -----------------------------------------------------------------------------------------
+
+
+def _run(trainer: Trainer, program: Callable[[Worker, Weights], Coroutine[Any, Any, None] | None]) -> None:
+    """Run a program per worker here (None: it has no part in it)."""
+    programs = [(weights.worker, program(weights.worker, weights)) for weights in trainer.weights]
+    with random_state_kept(trainer.device):
+        trainer.world.run([(worker, one) for worker, one in programs if one is not None])
+
+
+def _network(trainer: Trainer, copies: bool) -> Stages:
+    """The stages, of the workers here, of the network that is judged: replica 0's own, or copies with the mean of all."""
+    if trainer.replicas == 1 and not copies:
+        return {weights.worker.place: weights.stage for weights in trainer.weights}
+    stages: Stages = {}
+    _run(trainer, lambda worker, weights: _average(worker, weights, stages))
+    return {place: stage for place, stage in stages.items() if place.replica == 0}
+
+
+def _sweep(trainer: Trainer, stages: Stages, batch: Batch, visit: Callable[[Place, Tensor], None]) -> None:
+    """One batch through these stages."""
+
+    def program(worker: Worker, weights: Weights) -> Coroutine[Any, Any, None] | None:
+        place = worker.place
+        return _pass(worker, stages[place], batch, lambda h: visit(place, h)) if place in stages else None
+
+    _run(trainer, program)
+
+
+def refresh_batchnorm(trainer: Trainer, stages: Stages, batches: Batches) -> None:
+    """Estimate the BatchNorm statistics of the stages and their heads anew: plain means over the given batches."""
+    norms = [
+        part
+        for stage in stages.values()
+        for part in stage.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
+    kept = [(part, part.momentum) for part in norms]
+    for part in norms:
+        part.reset_running_stats()
+        part.momentum = None  # None: cumulative mean
+    with modes_kept(*stages.values()):
+        for stage in stages.values():
+            stage.train()
+        for number, (x, y) in enumerate(batches):
+            _sweep(trainer, stages, Batch(x, y, number), lambda place, h: _ignore(stages[place].read(h)))
+    for part, momentum in kept:
+        part.momentum = momentum
+
+
+def _ignore(value: object) -> None:
+    """The head ran for its statistics only."""
+
+
+def averaged(trainer: Trainer, refresh: Batches | None) -> Chain | None:
+    """The averaged network as a new chain on rank 0, None elsewhere; `refresh`: batches for its BatchNorm statistics."""
+    stages = _network(trainer, copies=refresh is not None)
+    if refresh is not None:
+        refresh_batchnorm(trainer, stages, refresh)
+    into = trainer.template.blank(trainer.device) if trainer.crew.chief else None
+    _run(
+        trainer,
+        lambda worker, weights: _collect(worker, stages[worker.place], into) if worker.place in stages else None,
     )
+    return into
 
 
-def _score_stages(network: Chain, scores: Sequence[Score | None], x: Tensor, y: Tensor) -> None:
-    for stage, score in zip(network, scores):
-        x = stage(x)
-        if score is not None:
-            output = stage.read(x)
-            score.add(output, y, stage.loss(output, y))
+def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:
+    """Mean over the replicas of their predicted probabilities for `x`, softmax over the last dimension; on rank 0 only."""
+    found: list[Tensor] = []
+
+    async def program(worker: Worker, weights: Weights) -> None:
+        outputs: list[Tensor] = []
+        await _pass(worker, weights.stage, Batch(x, x), outputs.append)
+        if worker.last:
+            rows = await worker.replicas.gather("ensemble", torch.softmax(logits(outputs[0]), dim=-1))
+            if worker.replica == 0:
+                await Link(worker, Place(0, 0)).send("predicted", torch.stack(rows).mean(0))
+        if worker.place == Place(0, 0):
+            found.append(await Link(worker, Place(0, worker.stages - 1)).recv("predicted"))
+
+    with modes_kept(*(weights.stage for weights in trainer.weights)):
+        for weights in trainer.weights:
+            weights.stage.eval()
+        _run(trainer, program)
+    return found[0] if found else None
+
+
+def evaluate(trainer: Trainer, batches: Batches, depth: int, refresh: Batches | None) -> Evaluation:
+    """Score the network (at every head, and at stage `depth` as the network's own output) and, if several, the replicas."""
+    network = _network(trainer, copies=refresh is not None)
+    if refresh is not None:
+        refresh_batchnorm(trainer, network, refresh)
+    population = [weights for weights in trainer.weights if trainer.replicas > 1]
+    stages = {
+        place: Score()
+        for place, stage in network.items()
+        if stage.head is not None or place.stage == trainer.stages - 1
+    }
+    readers = [weights.worker for weights in population if weights.worker.stage == depth]
+    members, together = {worker.place: Score() for worker in readers}, {worker.place: Score() for worker in readers}
+    whole = [*network.values(), *(weights.stage for weights in population)]
+
+    def score(place: Place, h: Tensor) -> None:
+        if place in stages:
+            output = network[place].read(h)
+            stages[place].add(output, y, network[place].loss(output, y))
+
+    async def member(worker: Worker, weights: Weights) -> None:
+        outputs: list[Tensor] = []
+        await _pass(worker, weights.stage, Batch(x, y), outputs.append)
+        if worker.stage == depth:
+            output = _read(weights.stage, outputs[0])
+            members[worker.place].add(output, y, None)
+            await _together(worker, output, y, together[worker.place])
+
+    with modes_kept(*whole), torch.no_grad():
+        for stage in whole:
+            stage.eval()
+        for x, y in batches:
+            _sweep(trainer, network, Batch(x, y), score)
+            if population:
+                _run(trainer, member)
+    return _merge(trainer, depth, stages, members, together)
+
+
+def _read(stage: Stage, h: Tensor) -> Tensor:
+    return logits(stage.read(h))
+
+
+def _merge(
+    trainer: Trainer, depth: int, stages: dict[Place, Score], members: dict[Place, Score], together: dict[Place, Score]
+) -> Evaluation:
+    """The scores of all processes, on every one of them."""
+    mine = {
+        "stages": [[place.stage, score.loss, score.accuracy] for place, score in stages.items()],
+        "members": [[place.replica, score.accuracy] for place, score in members.items()],
+        "ensemble": [score.accuracy for place, score in together.items() if place.replica == 0],
+    }
+    found = trainer.crew.share(mine)
+    scored: dict[int, tuple[float, float | None]] = {
+        j: (loss, accuracy) for part in found for j, loss, accuracy in part["stages"]
+    }
+    voted = [accuracy for part in found for accuracy in part["ensemble"]]
+    return Evaluation(
+        *scored[depth],
+        [scored.get(j) for j in range(trainer.stages)],
+        [
+            accuracy
+            for _, accuracy in sorted((pair for part in found for pair in part["members"]), key=lambda pair: pair[0])
+        ],
+        voted[0] if voted else None,
+    )

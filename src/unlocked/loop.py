@@ -5,74 +5,145 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+
+from .cluster.base import Crew, Wish
+from .timeline import Timeline
 
 Losses = list[float | None]  # one per stage, None for a stage without a loss of its own
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C after a whole step; the text says what was saved and how to resume."""
+    """Training was stopped by Ctrl-C or SIGTERM after a whole step; the text says what was saved and how to resume.
+
+    `terminated`: it was SIGTERM.
+    """
+
+    terminated = False
 
 
 @dataclass
 class EpochBook:
     """What an epoch has come to so far. It is saved with a checkpoint, so that a resumed epoch is reported whole.
 
-    sums, counts: of each stage's losses over the updates; bytes_before: sent by channel until the epoch began.
+    losses: [sum, count] of each worker that had one, by "replica.stage". traffic: bytes sent up and down between stages and
+    among replicas, those on the wire, and the number of updates. sent: bytes by channel. seconds: of this process.
     """
 
-    sums: list[float] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
-    bytes_before: dict[str, int] = field(default_factory=dict)
+    updates: int = 0
+    traffic: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
 
-    def add(self, losses: Losses, samples: int, seconds: float) -> None:
-        """One update."""
-        if not self.sums:
-            self.sums, self.counts = [0.0] * len(losses), [0] * len(losses)
-        for stage, loss in enumerate(losses):
-            if loss is not None:
-                self.sums[stage] += loss
-                self.counts[stage] += 1
+    def sent_in(self, timeline: Timeline) -> None:
+        """What an update sent."""
+        self.updates += 1
+        self.traffic = dict(Counter(self.traffic) + _traffic(timeline))
+        self.sent = dict(Counter(self.sent) + Counter(timeline.bytes_sent()))
+
+    def add(self, losses: dict[str, float], samples: int, seconds: float) -> None:
+        """What came of an update."""
+        for worker, loss in losses.items():
+            entry = self.losses.setdefault(worker, [0.0, 0])
+            entry[0] += loss
+            entry[1] += 1
         self.samples += samples
         self.seconds += seconds
 
-    def losses(self) -> Losses:
-        """Mean per stage."""
-        return [total / count if count else None for total, count in zip(self.sums, self.counts)]
+    def part(self, workers: Collection[str], chief: bool) -> EpochBook:
+        """What a process goes on with after a resume: the losses of its own workers; the rest is the chief's."""
+        losses = {worker: entry for worker, entry in self.losses.items() if worker in workers}
+        return replace(self, losses=losses) if chief else EpochBook(losses)
+
+    def mean_losses(self, stages: int) -> Losses:
+        """Mean per stage, over the updates, then over the replicas."""
+        return mean_losses({worker: total / count for worker, (total, count) in self.losses.items()}, stages)
+
+    def per_replica(self, replicas: int) -> dict[str, float]:
+        """Bytes sent up, down and among the replicas, and on the wire, per replica; and the number of updates."""
+        ways = ("up", "down", "replicas", "wire")
+        return {way: self.traffic.get(way, 0) / replicas for way in ways} | {"updates": self.updates}
+
+    @classmethod
+    def merged(cls, books: Iterable[dict[str, Any]]) -> EpochBook:
+        """One book from those of all processes, which each have done the same updates."""
+        whole = cls()
+        for book in map(lambda entries: cls(**entries), books):
+            whole.losses |= book.losses  # a worker lives on one process
+            whole.samples = max(whole.samples, book.samples)
+            whole.seconds = max(whole.seconds, book.seconds)
+            whole.updates = max(whole.updates, book.updates)
+            whole.traffic = dict(Counter(whole.traffic) + Counter(book.traffic))
+            whole.sent = dict(Counter(whole.sent) + Counter(book.sent))
+        return whole
+
+    def share(self, crew: Crew) -> EpochBook:
+        """The book of all processes, on every one of them."""
+        return self if crew.size == 1 else self.merged(crew.share(asdict(self)))
+
+
+def mean_losses(losses: dict[str, float], stages: int) -> Losses:
+    """Mean per stage over the replicas, of losses by "replica.stage"."""
+    rows: list[list[float]] = [[] for _ in range(stages)]
+    for worker, loss in sorted(losses.items(), key=lambda pair: [int(part) for part in pair[0].split(".")]):
+        rows[int(worker.split(".")[1])].append(loss)
+    return [sum(row) / len(row) if row else None for row in rows]
+
+
+def _traffic(timeline: Timeline) -> Counter[str]:
+    sent: Counter[str] = Counter()
+    for act in timeline:
+        if act.kind == "M":
+            sent["replicas"] += act.bytes
+        elif act.kind == "S" and act.peer is not None:
+            sent["up" if act.peer[1] > act.stage else "down"] += act.bytes
+        sent["wire"] += act.wire
+    return sent
 
 
 class Interrupt:
-    """Ctrl-C is noted, and acted on between two steps; the second one acts at once."""
+    """Ctrl-C and SIGTERM are noted, and acted on between two steps, by all processes; the second one acts at once."""
 
-    def __init__(self) -> None:
-        self._asked = False
+    def __init__(self, crew: Crew) -> None:
+        self._crew, self._asked = crew, False
 
     def __enter__(self) -> Interrupt:
-        self._before = None
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+        self._crew.wish("terminate" if number == signal.SIGTERM else "interrupt")
 
-    def check(self) -> None:
-        if self._asked:
-            raise Interrupted(
-                "Stopped by Ctrl-C after a whole step; nothing was saved, as fit had no checkpoint folder."
+    def check(self, step: int) -> None:
+        """Called before each step. Raises Interrupted if all processes are to stop here."""
+        if self._crew.enter(step):
+            raise interrupted(
+                "Stopped after a whole step; nothing was saved, as fit had no checkpoint folder.", self._crew.stopped_by
             )
+
+
+def interrupted(sentence: str, wish: Wish | None) -> Interrupted:
+    """An Interrupted that knows whether it was SIGTERM."""
+    stop = Interrupted(sentence)
+    stop.terminated = wish == "terminate"
+    return stop
 
 
 @contextlib.contextmanager

@@ -33,9 +33,9 @@ def write_text(file: Path, text: str) -> None:
     aside.replace(file)
 
 
-def write_json(file: Path, content: Any) -> None:
-    """`content` as indented JSON."""
-    write_text(file, json.dumps(content, indent=1) + "\n")
+def write_json(file: Path, content: Any, indent: int | None = 1) -> None:
+    """`content` as JSON, indented or in one line."""
+    write_text(file, json.dumps(content, indent=indent) + "\n")
 
 
 def read_json(file: Path) -> Any:

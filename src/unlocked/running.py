@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import signal
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from . import costs, data, models
 from .allocator import keep_freed_memory
 from .callbacks import Callback, EventLog
 from .chain import Chain
-from .config import RunConfig
+from .config import RunConfig, cores
 from .cutting import cut
 from .data import Data
 from .errors import InvalidChoice
+from .merging import recorded_steps
 from .method_names import make_consensus, make_credit
 from .rng import seed_of
 from .run_files import (
@@ -36,6 +37,7 @@ from .run_files import (
 )
 from .session import Trainer
 from .timeline import Timeline
+from .worlds import Distributed, InProcess, World
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,7 +63,7 @@ def make_chain(config: RunConfig, train: Data) -> Chain:
     return cut(model, config.stages, like=example, balance=config.balance)
 
 
-def make_trainer(config: RunConfig, train: Data) -> Trainer:
+def make_trainer(config: RunConfig, train: Data, world: World | None = None) -> Trainer:
     """The trainer of a run at its beginning."""
     consensus = make_consensus(config.method.consensus, config.stages)
     updates = config.epochs * train.steps(config.batch_size, config.replicas if consensus.shares_data else 1)
@@ -72,6 +74,7 @@ def make_trainer(config: RunConfig, train: Data) -> Trainer:
         replicas=config.replicas,
         optimizer=functools.partial(_optimizer, config),
         schedule=_schedule(config, updates),
+        world=world,
         seed=config.seed,
         clip=config.clip,
         accumulate=config.accumulate,
@@ -102,39 +105,20 @@ def _schedule(config: RunConfig, updates: int) -> Callable[[torch.optim.Optimize
 # ---- what looks on ---------------------------------------------------------------------------------------------------
 
 
-class Traffic(Callback):
-    """Adds to each epoch's record what a replica sent: bytes up and down between stages, and among the replicas."""
-
-    def __init__(self) -> None:
-        self._sent: Counter[str] = Counter()
-
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self._sent["updates"] += 1
-        for act in trainer.timeline:
-            if act.kind == "M":
-                self._sent["replicas"] += act.bytes
-            elif act.kind == "S" and act.peer is not None:
-                self._sent["up" if act.peer[1] > act.stage else "down"] += act.bytes
-
-    def on_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        share = {way: self._sent[way] / trainer.replicas for way in ("up", "down", "replicas")}
-        record["traffic"] = {**share, "updates": self._sent["updates"]}
-        self._sent.clear()
-
-
 class StepFile(Callback):
-    """Keeps RUN/step.json: how the latest step went, each act as long as its median over the latest steps."""
+    """Keeps RUN/timeline.json, the acts of the latest steps, and RUN/step.json, one step: each act as long as its median."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._steps: deque[Timeline] = deque(maxlen=21)
 
-    def on_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self._steps.append(trainer.timeline)
+    def on_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if trainer.measured is not None:
+            write_json(self._folder / "timeline.json", trainer.measured, indent=None)
 
     def on_stop(self, trainer: Trainer, reason: str) -> None:
-        if self._steps:
-            write_step(self._folder, Timeline.median(list(self._steps)).to_json(), trainer.activation_curve)
+        steps = recorded_steps(trainer)
+        if steps:
+            write_step(self._folder, Timeline.median(steps).to_json(), trainer.activation_curve)
 
 
 class JsonLines(Callback):
@@ -175,31 +159,43 @@ def refuse_other_run(folder: Path, config: RunConfig) -> None:
             )
 
 
-def run(config: RunConfig, folder: Path, *, callbacks: Sequence[Callback] = (), command: str = "") -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    command: str = "",
+    world: World | None = None,
+) -> dict[str, Any]:
     """Train as configured, or go on from the folder's checkpoint; returns the summary, and writes all files of a run.
 
+    On several processes all call it; the callbacks are this process's own, the files of the run are the chief's.
     Raises Interrupted after Ctrl-C (saved), and UnlockedError kinds.
     """
-    with alone_in(folder):
-        return _run(config, folder, callbacks, command)
+    world = world if world is not None else InProcess()
+    with alone_in(folder) if world.crew.chief else contextlib.nullcontext():
+        return _run(config, folder, callbacks, command, world)
 
 
-def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command: str) -> dict[str, Any]:
-    refuse_other_run(folder, config)
-    if is_complete(folder, config):
-        return read_json(folder / "summary.json")
-    torch.set_num_threads(config.threads)
+def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command: str, world: World) -> dict[str, Any]:
+    crew, checkpoint = world.crew, folder / "checkpoint"
+    if crew.chief:
+        refuse_other_run(folder, config)
+    if crew.broadcast(crew.chief and is_complete(folder, config)):
+        return crew.broadcast(crew.chief and read_json(folder / "summary.json"))
+    torch.set_num_threads(_threads(config, world))
     if config.device == "cpu":
         keep_freed_memory()
     train, test = load_data(config)
-    checkpoint = folder / "checkpoint"
-    if any(checkpoint.glob("step-*")):
-        trainer = Trainer.resume(checkpoint, device=config.device)
-        forget_after(folder, trainer.epoch)
+    if crew.broadcast(any(checkpoint.glob("step-*"))):
+        trainer = Trainer.resume(checkpoint, device=config.device, world=world)
+        if crew.chief:
+            forget_after(folder, trainer.epoch)
     else:
-        trainer = make_trainer(config, train)
-        _begin(config, folder, trainer, command)
-    watching = [Traffic(), EventLog(folder / "events.jsonl"), StepFile(folder), *callbacks]
+        trainer = make_trainer(config, train, world)
+        if crew.chief:
+            _begin(config, folder, trainer, command)
+    watching = [EventLog(folder / "events.jsonl"), StepFile(folder), *callbacks] if crew.chief else callbacks
     trainer.fit(
         train,
         config.epochs,
@@ -210,10 +206,18 @@ def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command
         checkpoint=checkpoint,
         checkpoint_every=_checkpoint_every(config),
     )
-    parameters = sum(costs.parameters(stage.body) for stage in trainer.chains[0])
-    summary = summarise(folder, parameters)
-    write_json(folder / "summary.json", summary)
-    return summary
+    if crew.chief:
+        parameters = sum(costs.parameters(stage.body) for stage in trainer.chains[0])
+        write_json(folder / "summary.json", summarise(folder, parameters))
+    return crew.broadcast(crew.chief and read_json(folder / "summary.json"))
+
+
+def _threads(config: RunConfig, world: World) -> int:
+    """A process that shares its host with others of the run gets its share of the cores."""
+    if not isinstance(world, Distributed):
+        return config.threads
+    neighbours = world.crew.hosts.count(world.crew.hosts[world.crew.rank])
+    return max(1, min(config.threads, cores() // neighbours))
 
 
 def _checkpoint_every(config: RunConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from . import consensus, credit
 from .chain import Chain
 from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, unpack
+from .cluster import Crew
 from .consensus.base import Weights
 from .cutting import from_recipe_of_chain
 from .errors import BadCheckpoint
@@ -24,6 +26,8 @@ from .restore import (
     restore_optimizer,
     restore_schedule,
 )
+from .sharding import load_optimizer, whole, whole_state
+from .worker import Place
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -38,7 +42,7 @@ _MANIFEST = (
     "schedule",
     "options",
     "progress",
-    "bytes_sent",
+    "sent_before",
     "book",
 )
 _PROGRESS = (
@@ -54,37 +58,69 @@ _PROGRESS = (
 
 
 def save_state(trainer: Trainer, path: str | Path) -> Path:
-    """Write everything that `load_state` needs; see checkpoint.py for the files."""
-    chain = trainer.chains[0]
-    first = trainer.weights[0].store
-    with Writer(path, trainer.steps) as writer:
-        for weights in trainer.weights:
-            tensors, described = _shard(weights)
-            writer.tensors(_name(weights), tensors)
-            writer.json(_name(weights), described)
-        if chain.like is not None:
-            writer.tensors("example", {"like": chain.like})
-        defaults: dict[str, Tensor] = {}
-        optimizer = pack(describe_optimizer(first.optimizer), "optimizer", defaults)
-        if defaults:
-            writer.tensors("defaults", defaults)
-        writer.json(
-            "manifest",
-            {
-                "format": FORMAT,
-                "recipe": chain.recipe,
-                "stages": len(chain),
-                "credit": describe_method(trainer.credit),
-                "consensus": describe_method(trainer.consensus),
-                "optimizer": optimizer,
-                "schedule": describe_schedule(first.scheduler),
-                "options": {name: getattr(trainer, name) for name in _OPTIONS},
-                "progress": {name: getattr(trainer, name) for name in _PROGRESS},
-                "bytes_sent": dict(trainer.bytes_sent),
-                "book": dataclasses.asdict(trainer.book),
-            },
+    """Write everything that `load_state` needs; see checkpoint.py for the files. Called by all processes of the run.
+
+    Each writes the shards of its own workers; the chief writes the manifest and commits when all have written.
+    """
+    crew = trainer.crew
+    book = trainer.book.share(crew)
+    if crew.chief:
+        with Writer(path, trainer.steps) as writer:
+            crew.broadcast(os.getpid())
+            _agree_on_folder(crew, writer, path)
+            _write_shards(trainer, writer)
+            _write_manifest(trainer, writer, book)
+            crew.barrier()  # all shards are written
+            return Path(crew.broadcast(str(writer.commit())))
+    with Writer(path, trainer.steps, owner=crew.broadcast()) as writer:
+        _agree_on_folder(crew, writer, path)
+        _write_shards(trainer, writer)
+        crew.barrier()
+        return Path(crew.broadcast())
+
+
+def _agree_on_folder(crew: Crew, writer: Writer, path: str | Path) -> None:
+    """Raises BadCheckpoint if some process does not see the folder the chief has made."""
+    blind = [str(rank) for rank, there in enumerate(crew.share(writer.there)) if not there]
+    if blind:
+        raise BadCheckpoint(
+            f"Rank(s) {', '.join(blind)} do not see the folder {path} that rank 0 writes to; give one on a file system that "
+            "all hosts share."
         )
-        return writer.commit()
+
+
+def _write_shards(trainer: Trainer, writer: Writer) -> None:
+    for weights in trainer.weights:
+        tensors, described = _shard(weights)
+        if weights.writes_shard:
+            writer.tensors(_name(weights.worker.place), tensors)
+            writer.json(_name(weights.worker.place), described)
+
+
+def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
+    chain, first = trainer.chains[0], trainer.weights[0].store
+    if chain.like is not None:
+        writer.tensors("example", {"like": chain.like})
+    defaults: dict[str, Tensor] = {}
+    optimizer = pack(describe_optimizer(first.optimizer), "optimizer", defaults)
+    if defaults:
+        writer.tensors("defaults", defaults)
+    writer.json(
+        "manifest",
+        {
+            "format": FORMAT,
+            "recipe": chain.recipe,
+            "stages": len(chain),
+            "credit": describe_method(trainer.credit),
+            "consensus": describe_method(trainer.consensus),
+            "optimizer": optimizer,
+            "schedule": describe_schedule(first.scheduler),
+            "options": {name: getattr(trainer, name) for name in _OPTIONS},
+            "progress": {name: getattr(trainer, name) for name in _PROGRESS},
+            "sent_before": dict(trainer.sent_before),
+            "book": dataclasses.asdict(book),
+        },
+    )
 
 
 def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) -> Trainer:
@@ -114,13 +150,15 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         _load_shard(weights, reader)
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
-    trainer.bytes_sent.update(manifest["bytes_sent"])
-    trainer.book = EpochBook(**manifest["book"])
+    trainer.sent_before.update(manifest["sent_before"])
+    here = [f"{worker.replica}.{worker.stage}" for worker in trainer.workers]
+    trainer.book = EpochBook(**manifest["book"]).part(here, trainer.crew.chief)
+    trainer.last_checkpoint = reader.path
     return trainer
 
 
-def _name(weights: Weights) -> str:
-    return f"replica-{weights.worker.replica}-stage-{weights.worker.stage}"
+def _name(place: Place) -> str:
+    return f"replica-{place.replica}-stage-{place.stage}"
 
 
 def stage_tensors(chain: Chain, j: int) -> dict[str, Tensor]:
@@ -134,25 +172,44 @@ def stage_tensors(chain: Chain, j: int) -> dict[str, Tensor]:
 
 
 def _shard(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = stage_tensors(weights.chain, weights.worker.stage)
+    """A worker's tensors and the rest of its state; the optimizer's entries are under the parameters' names."""
+    mine = stage_tensors(weights.chain, weights.worker.stage)
+    tensors = {name: whole(x.detach()) for name, x in mine.items()}
     scheduler = weights.store.scheduler
+    names = _parameter_names(mine, weights)
+    state = weights.store.optimizer.state_dict()
+    state["state"] = {names[index]: whole_state(entries) for index, entries in state["state"].items()}
     described = {
         "version": weights.worker.version,
-        "optimizer": pack(weights.store.optimizer.state_dict(), "optimizer", tensors),
+        "parameters": names,
+        "optimizer": pack(state, "optimizer", tensors),
         "scheduler": None if scheduler is None else pack(scheduler.state_dict(), "scheduler", tensors),
     }
     return tensors, described
 
 
+def _parameter_names(tensors: Mapping[str, Tensor], weights: Weights) -> list[str]:
+    """The names, in the checkpoint, of the optimizer's parameters in its own order."""
+    known = {id(x): name for name, x in tensors.items()}
+    return [known[id(x)] for group in weights.store.optimizer.param_groups for x in group["params"]]
+
+
 def _load_shard(weights: Weights, reader: Reader) -> None:
-    name = _name(weights)
+    name = _name(weights.worker.place)
     tensors, described = reader.tensors(name), reader.json(name)
     mine = stage_tensors(weights.chain, weights.worker.stage)
     copy_into(mine, {key: x for key, x in tensors.items() if key.startswith(("body.", "head."))}, name)
     weights.worker.version = described["version"]
-    weights.store.optimizer.load_state_dict(unpack(described["optimizer"], tensors))
+    _put_back_optimizer(weights, mine, unpack(described["optimizer"], tensors))
     if weights.store.scheduler is not None and described["scheduler"] is not None:
         weights.store.scheduler.load_state_dict(unpack(described["scheduler"], tensors))
+
+
+def _put_back_optimizer(weights: Weights, mine: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    """Its entries are under the parameters' names."""
+    index = {name: k for k, name in enumerate(_parameter_names(mine, weights))}
+    entries = {index[name]: entry for name, entry in state["state"].items()}
+    load_optimizer(weights.store.optimizer, {**state, "state": entries})
 
 
 def _chain(reader: Reader) -> Chain:

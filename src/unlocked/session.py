@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +24,10 @@ from .consensus.base import Consensus as ConsensusRule
 from .credit.base import Credit as CreditRule
 from .credit.base import refuse_non_finite
 from .data import as_data
-from .errors import InvalidChoice, choose
-from .evaluation import Evaluation, averaged, ensemble, evaluate, refresh_batchnorm
-from .loop import EpochBook, Interrupt, Interrupted, Losses, random_state_kept
+from .errors import InvalidChoice, LostProcess, choose
+from .evaluation import Evaluation, averaged, ensemble, evaluate
+from .loop import EpochBook, Interrupt, Interrupted, Losses, interrupted, mean_losses, random_state_kept
+from .merging import fingerprint, measured_steps
 from .probes.memory import SavedBytes
 from .rng import seed_of
 from .saving import load_state, save_state
@@ -59,7 +60,12 @@ class Trainer:
     were built and what they cost), `bytes_sent` (by channel, since the start), `activation_peak` (bytes kept for backward
     in the first step of `fit`).
 
-    Raises UnlockedError kinds: an argument that is not allowed, heads over their budget.
+    In a world of several processes every process makes the same trainer and calls the same methods. The stages that live
+    elsewhere are emptied (device "meta"), `timeline` and `step`'s losses are of the workers here, `bytes_sent` of all of them
+    as of the last epoch; `averaged` and `ensemble` give their result on rank 0 and None elsewhere.
+
+    Raises UnlockedError kinds: an argument that is not allowed, heads over their budget, processes that were told different
+    things.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Trainer:
         self.clip, self.accumulate, self.precision = clip, accumulate, precision
         self.batchnorm, self.schedule_every = batchnorm, schedule_every
         self.world: World = world if world is not None else InProcess()
+        self.crew = self.world.crew
         self.device = torch.device(device) if device is not None else _device_of(chain)
         chain.to(self.device)
         if chain.like is not None:
@@ -97,19 +104,39 @@ class Trainer:
         if not any(part.training for part in chain.modules() if not list(part.children())):
             chain.train()  # a model that comes in evaluation mode as a whole; parts frozen by hand stay as they are
         self.heads = self.credit.prepare(chain, seed)
+        self.stages = len(chain)
+        self.workers: list[Worker] = self.world.mesh(replicas, self.stages, seed, self._context(), self.device)
+        if self.crew.size > 1:
+            self.crew.agree(fingerprint(self, chain), "the trainer")
+        self.template = chain.blank("meta")
         self.chains = [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
-        self.workers: list[Worker] = self.world.mesh(replicas, len(chain), seed, self._context(), self.device)
+        self._empty_what_is_elsewhere()
         self.weights = [self._make_weights(worker, optimizer, schedule) for worker in self.workers]
         self.timeline = Timeline()
+        self.recent: deque[Timeline] = deque(maxlen=21)
+        self.measured: dict[str, Any] | None = None
         self.steps = self.epoch = self.phase = self.batch_in_epoch = 0
         self.elapsed = 0.0
         self.book = EpochBook()
         self.epochs_per_phase: int | None = None
         self.batch_size: int | None = None
-        self.bytes_sent: Counter[str] = Counter()
+        self.sent_before: Counter[str] = Counter()
         self.activation_peak: int | None = None
         self.activation_curve: list[int] = []
         self._training_data: Any = None
+        self.last_checkpoint: Path | None = None
+
+    @property
+    def bytes_sent(self) -> Counter[str]:
+        """Payload bytes by channel since the start."""
+        return self.sent_before + Counter(self.book.sent)
+
+    def _empty_what_is_elsewhere(self) -> None:
+        here = {worker.place for worker in self.workers}
+        for replica, chain in enumerate(self.chains):
+            for j, stage in enumerate(chain):
+                if (replica, j) not in here:
+                    stage.to("meta")
 
     def _context(self) -> Callable[[], contextlib.AbstractContextManager[Any]] | None:
         if self.precision == "float32":
@@ -118,6 +145,7 @@ class Trainer:
 
     def _make_weights(self, worker: Worker, optimizer: OptimizerFactory, schedule: ScheduleFactory | None) -> Weights:
         chain = self.chains[worker.replica]
+        self.consensus.distribute(worker, chain[worker.stage])
         trained = [parameter for parameter in chain[worker.stage].parameters() if parameter.requires_grad]
         if not trained:
             raise InvalidChoice(
@@ -144,38 +172,50 @@ class Trainer:
         Raises InvalidChoice (batches that do not fit the replicas), NonFiniteLoss (naming the stage).
         """
         shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
+        return mean_losses(self._update(dict(enumerate(shares))), self.stages)
+
+    def _update(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """One update from the batches of the replicas that have a worker here; the losses by "replica.stage"."""
         self._train_mode()
         first = self.steps * self.accumulate
-        batches = [
-            list(micro_batches(a.to(self.device), b.to(self.device), self.accumulate, first, self.phase))
-            for a, b in shares
-        ]
+        batches = {
+            replica: list(micro_batches(x.to(self.device), y.to(self.device), self.accumulate, first, self.phase))
+            for replica, (x, y) in shares.items()
+        }
         for worker in self.workers:
             worker.losses.clear()
         programs = [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
         try:
             with random_state_kept(self.device):
                 self.timeline = self.world.run(programs)
+        except LostProcess as lost:
+            raise LostProcess(f"{lost} {self._where_to_go_on()}") from lost
         except BaseException:
             for weights in self.weights:
                 weights.forget()
             raise
         self.steps += 1
-        self.bytes_sent.update(self.timeline.bytes_sent())
+        self.book.sent_in(self.timeline)
+        self.recent.append(self.timeline)
         return self._losses()
+
+    def _where_to_go_on(self) -> str:
+        if self.last_checkpoint is None:
+            return "Nothing was saved yet."
+        return f"The last checkpoint is {self.last_checkpoint}."
 
     def _program(self, worker: Worker, k: int, batches: list[Batch]) -> tuple[Worker, Any]:
         stage = self.chains[worker.replica][worker.stage]
         return worker, self.credit.run(worker, stage, batches, self.weights[k])
 
-    def _losses(self) -> Losses:
-        sums: list[list[float]] = [[] for _ in self.chains[0]]
+    def _losses(self) -> dict[str, float]:
+        losses = {}
         for worker in self.workers:
             if worker.losses:
                 value = float(sum(worker.losses[1:], worker.losses[0]))
                 refuse_non_finite(worker, value, updated=True)
-                sums[worker.stage].append(value)
-        return [sum(values) / len(values) if values else None for values in sums]
+                losses[f"{worker.replica}.{worker.stage}"] = value
+        return losses
 
     def _train_mode(self) -> None:
         for chain in self.chains:
@@ -212,29 +252,29 @@ class Trainer:
         data, held_out = as_data(train), None if validate is None else as_data(validate)
         self._training_data = data
         self._settle(epochs, batch_size)
-        total = epochs * self.credit.phases(len(self.chains[0]))
+        total = epochs * self.credit.phases(self.stages)
         reason = "failed"
         records: list[dict[str, Any]] = []
         for callback in callbacks:
             callback.on_start(self, total)
         try:
-            with Interrupt() as interrupt:
+            with Interrupt(self.crew) as interrupt:
                 while self.epoch < total:
+                    interrupt.check(self.steps)
                     due = (self.epoch + 1) % epochs % validate_every == 0
                     records.append(self._epoch(data, held_out if due else None, epochs, callbacks, interrupt))
                     if checkpoint is not None and (self.epoch % checkpoint_every == 0 or self.epoch == total):
                         self.save(checkpoint)
-                    if self.epoch < total:
-                        interrupt.check()
             reason = "finished"
         except Interrupted as stop:
             reason = "interrupted"
             if checkpoint is None:
                 raise
             self.save(checkpoint)
-            raise Interrupted(
+            raise interrupted(
                 f"Stopped after {self.steps} updates (epoch {self.epoch}). Saved to {checkpoint}; "
-                f"go on with Trainer.resume({str(checkpoint)!r})."
+                f"go on with Trainer.resume({str(checkpoint)!r}).",
+                self.crew.stopped_by,
             ) from stop
         finally:
             for callback in callbacks:
@@ -248,7 +288,7 @@ class Trainer:
                 f"This run stopped inside an epoch of batches of {self.batch_size}; go on with batch_size="
                 f"{self.batch_size}, not {batch_size}."
             )
-        phases = self.credit.phases(len(self.chains[0]))
+        phases = self.credit.phases(self.stages)
         if phases > 1 and self.epoch and self.epochs_per_phase not in (None, epochs):
             raise InvalidChoice(
                 f"{self.credit.name} trains each stage for {self.epochs_per_phase} epochs in this run, not {epochs}."
@@ -260,44 +300,54 @@ class Trainer:
     ) -> dict[str, Any]:
         self.phase = self.epoch // epochs
         if self.batch_in_epoch == 0:
-            self.book = EpochBook(bytes_before=dict(self.bytes_sent))
-        for shares in zip(*self._streams(data, self.epoch % epochs)):
-            interrupt.check()  # before a step, not after: an epoch whose last step is done is ended
+            self.sent_before, self.book = self.bytes_sent, EpochBook()
+        for shares in self._streams(data, self.epoch % epochs):
+            interrupt.check(self.steps)  # before a step, not after: an epoch whose last step is done is ended
             begin = time.perf_counter()
-            losses = self._first_step(shares) if self.activation_peak is None else self.step(*zip(*shares))
-            seconds, samples = time.perf_counter() - begin, sum(len(x) for x, _ in shares)
+            losses = self._first_step(shares) if self.activation_peak is None else self._update(shares)
+            seconds, samples = time.perf_counter() - begin, self.replicas * len(next(iter(shares.values()))[0])
             self.batch_in_epoch += 1
             self.elapsed += seconds
             self.book.add(losses, samples, seconds)
             record = {"event": "step", "step": self.steps, "epoch": self.epoch, "phase": self.phase}
-            record |= {"losses": losses, "samples": samples, "seconds": seconds}
+            record |= {"losses": mean_losses(losses, self.stages), "samples": samples, "seconds": seconds}
             for callback in callbacks:
                 callback.on_step(self, record)
         self.epoch, self.batch_in_epoch = self.epoch + 1, 0
         self._step_schedules()
-        book = self.book
+        record = self._close_books() | {"validation": None if held_out is None else self.evaluate(held_out).to_json()}
+        for callback in callbacks:
+            callback.on_epoch(self, record)
+        return record
+
+    def _close_books(self) -> dict[str, Any]:
+        """The record of the epoch, of all processes."""
+        self.measured = measured_steps(self)
+        self.activation_peak = max(self.crew.share(self.activation_peak), key=lambda peak: peak or 0)
+        self.book = book = self.book.share(self.crew)
         record = {
             "event": "epoch",
             "epoch": self.epoch,
             "phase": self.phase,
             "step": self.steps,
-            "losses": book.losses(),
+            "losses": book.mean_losses(self.stages),
             "seconds": book.seconds,
             "elapsed": self.elapsed,
             "samples": book.samples,
             "samples_per_second": book.samples / book.seconds if book.seconds else 0.0,
-            "bytes": dict(self.bytes_sent - Counter(book.bytes_before)),
+            "bytes": book.sent,
+            "traffic": book.per_replica(self.replicas),
             "activation_peak": self.activation_peak,
             "learning_rates": self.learning_rates(),
-            "validation": None if held_out is None else self.evaluate(held_out).to_json(),
         }
-        for callback in callbacks:
-            callback.on_epoch(self, record)
+        self.sent_before, self.book = self.bytes_sent, EpochBook()
         return record
 
-    def _streams(self, data: Any, epoch: int) -> list[Iterator[tuple[Tensor, Tensor]]]:
+    def _streams(self, data: Any, epoch: int) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+        """The batches of the replicas that have a worker here, step by step."""
+        here = sorted({worker.replica for worker in self.workers})
         shards = self.replicas if self.consensus.shares_data else 1
-        return [
+        streams = [
             data.batches(
                 self.batch_size,
                 epoch=epoch,
@@ -307,14 +357,15 @@ class Trainer:
                 start=self.batch_in_epoch,
                 device=self.device,
             )
-            for replica in range(self.replicas)
+            for replica in here
         ]
+        return (dict(zip(here, shares)) for shares in zip(*streams))
 
-    def _first_step(self, shares: Sequence[tuple[Tensor, Tensor]]) -> Losses:
+    def _first_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """The first step of a session runs under the meter of saved bytes; its values are the same."""
         parameters = [parameter for chain in self.chains for parameter in chain.parameters()]
         with SavedBytes(ignore=parameters) as meter:
-            losses = self.step(*zip(*shares))
+            losses = self._update(shares)
         self.activation_peak, self.activation_curve = meter.peak, meter.curve
         return losses
 
@@ -327,13 +378,17 @@ class Trainer:
                 weights.store.scheduler.step()
 
     def _trained(self, weights: Weights) -> bool:
-        phases = self.credit.phases(len(self.chains[0]))
+        phases = self.credit.phases(self.stages)
         return phases == 1 or weights.worker.stage == self.phase
 
     def learning_rates(self) -> list[float]:
-        """The current learning rate of each stage (replica 0, first group)."""
-        rows = [w for w in self.weights if w.worker.replica == self.workers[0].replica]
-        return [float(row.store.optimizer.param_groups[0]["lr"]) for row in rows]
+        """The current learning rate of each stage (of its first replica, first group)."""
+        mine = {
+            weights.worker.stage: float(weights.store.optimizer.param_groups[0]["lr"])
+            for weights in reversed(self.weights)
+        }
+        found = [{int(j): rate for j, rate in rates} for rates in self.crew.share(list(mine.items()))]
+        return [next(rates[j] for rates in found if j in rates) for j in range(self.stages)]
 
     # ---- the result ------------------------------------------------------------------------------------------------
 
@@ -341,32 +396,35 @@ class Trainer:
         """A new chain with the mean of the replicas' parameters (and BatchNorm statistics).
 
         `refresh`: data to estimate the statistics from instead; with the policy "refresh" the training data of `fit`.
+        On several processes all must call it; the chain is on rank 0, the others get None.
         """
-        chain = averaged(self.chains)
-        data = refresh if refresh is not None else self._training_data if self.batchnorm == "refresh" else None
-        if data is not None:
-            batches = as_data(data).batches(
-                self.batch_size or 64, epoch=0, seed=seed_of(self.seed, "refresh"), device=self.device
-            )
-            refresh_batchnorm(chain, (batch for batch, _ in zip(batches, range(50))))
-        return chain
+        return averaged(self, self._refreshing(refresh))  # type: ignore[return-value]  # None elsewhere, as documented
+
+    def _refreshing(self, given: Any = None) -> Iterator[tuple[Tensor, Tensor]] | None:
+        """The batches to estimate BatchNorm statistics from, if they are to be estimated."""
+        data = given if given is not None else self._training_data if self.batchnorm == "refresh" else None
+        if data is None:
+            return None
+        seed = seed_of(self.seed, "refresh")
+        batches = as_data(data).batches(self.batch_size or 64, epoch=0, seed=seed, device=self.device)
+        return (batch for batch, _ in zip(batches, range(50)))
 
     def ensemble(self, x: Tensor) -> Tensor:
-        """Mean of the replicas' predicted probabilities for `x`."""
-        return ensemble(self.chains, x.to(self.device))
+        """Mean of the replicas' predicted probabilities for `x`. On several processes: on rank 0, the others get None."""
+        return ensemble(self, x.to(self.device))  # type: ignore[return-value]
 
     def evaluate(self, data: Any, batch_size: int = 512) -> Evaluation:
         """Scores on `data`: of the network (averaged over the replicas), at every head, of each replica, of the ensemble."""
-        network = self.chains[0] if self.replicas == 1 else self.averaged()
         batches = as_data(data).batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
-        depth = self.credit.readout(self.phase, len(network))
-        return evaluate(self.chains, network, batches, depth)
+        depth = self.credit.readout(self.phase, self.stages)
+        return evaluate(self, batches, depth, self._refreshing() if self.replicas > 1 else None)
 
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint into the folder `path` (see checkpoint.py); returns the folder of this checkpoint."""
-        return save_state(self, path)
+        self.last_checkpoint = save_state(self, path)
+        return self.last_checkpoint
 
     @classmethod
     def resume(

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 KINDS = "FBLUSRM"
+BUSY = "FBLU"  # a worker computes or updates
 
 
 class Act(NamedTuple):
@@ -38,6 +39,7 @@ class Act(NamedTuple):
     end: float
     channel: str = ""
     peer: tuple[int, int] | None = None  # (replica, stage) at the other end of an S or R
+    wire: int = 0  # bytes that left the process for this S or M, headers included; 0 for what stays inside it
 
 
 class Timeline:
@@ -68,6 +70,59 @@ class Timeline:
                 sent[act.channel] += act.bytes
         return dict(sent)
 
+    def wire_sent(self) -> dict[str, int]:
+        """Bytes that left processes, headers included, by channel; a channel that stays inside a process has none."""
+        sent: Counter[str] = Counter()
+        for act in self.acts:
+            if act.kind in "SM" and act.wire:
+                sent[act.channel] += act.wire
+        return dict(sent)
+
+    def messages(self) -> list[tuple[Act, Act]]:
+        """Each S with the R that took its message: the k-th with the k-th of (source, target, channel).
+
+        Where more was taken than sent, the first to be taken were sent before the record began and are left out.
+        """
+        sent: dict[tuple, list[Act]] = defaultdict(list)
+        taken: dict[tuple, list[Act]] = defaultdict(list)
+        for act in self.acts:
+            if act.kind == "S":
+                sent[((act.replica, act.stage), act.peer, act.channel)].append(act)
+            elif act.kind == "R":
+                taken[(act.peer, (act.replica, act.stage), act.channel)].append(act)
+        return [pair for way, row in taken.items() for pair in zip(sent[way], row[max(0, len(row) - len(sent[way])) :])]
+
+    def meetings(self) -> list[list[Act]]:
+        """The M acts that are one exchange: the k-th of each replica on the same channel of the same stage."""
+        turns: Counter[tuple] = Counter()
+        met: dict[tuple, list[Act]] = defaultdict(list)
+        for act in self.acts:
+            if act.kind == "M":
+                here = (act.replica, act.stage, act.channel)
+                met[(act.stage, act.channel, turns[here])].append(act)
+                turns[here] += 1
+        return list(met.values())
+
+    def step_starts(self) -> list[float]:
+        """When steps begin: the forwards that are the first with new weights, of the worker that has most of them."""
+        starts: list[float] = []
+        for worker in self.workers():
+            found, version = [], None
+            for act in self.of(*worker):
+                if act.kind == "F" and act.version != version:
+                    found.append(act.start)
+                    version = act.version
+            starts = found if len(found) > len(starts) else starts
+        return starts
+
+    def between(self, begin: float, end: float) -> Timeline:
+        """What happened from `begin` to `end`, in seconds of this timeline's clock; acts that stick out are cut off."""
+        return Timeline(
+            act._replace(start=max(begin, act.start), end=min(end, act.end))
+            for act in self.acts
+            if begin <= act.start <= act.end <= end or max(begin, act.start) < min(end, act.end)
+        )
+
     def span(self) -> float:
         """Seconds from the first start to the last end; 0 for an empty timeline."""
         if not self.acts:
@@ -79,6 +134,21 @@ class Timeline:
         span, workers = self.span(), self.workers()
         busy = sum(act.end - act.start for act in self.acts)
         return 1.0 - busy / (span * len(workers)) if span else 0.0
+
+    def idle_shares(self, begin: float | None = None, end: float | None = None) -> dict[tuple[int, int], float]:
+        """Share of the time from `begin` to `end` in which each worker neither computes nor updates.
+
+        Sending, waiting for messages and exchanges count as idle. Without limits: over the whole span, which all workers
+        share. Limits are seconds of this timeline's clock; 0 for a span of no length.
+        """
+        begin = min((act.start for act in self.acts), default=0.0) if begin is None else begin
+        end = max((act.end for act in self.acts), default=0.0) if end is None else end
+        busy = dict.fromkeys(self.workers(), 0.0)
+        for act in self.acts:
+            if act.kind in BUSY:
+                busy[(act.replica, act.stage)] += max(0.0, min(end, act.end) - max(begin, act.start))
+        span = end - begin
+        return {worker: max(0.0, 1.0 - seconds / span) if span > 0 else 0.0 for worker, seconds in busy.items()}
 
     def parallel(self) -> Timeline:
         """The same acts as one device per worker would have timed them: measured durations, free links.

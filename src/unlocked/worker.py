@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class Transport(Protocol):
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
 
+    def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]: ...
+
+    def progress(self) -> None: ...
+
     async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor: ...
 
     async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]: ...
@@ -56,6 +60,8 @@ class Transport(Protocol):
     async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any: ...
 
     async def until(self, here: Worker, when: float) -> None: ...
+
+    def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> Any: ...
 
 
 class Link:
@@ -118,6 +124,17 @@ class Group:
             return tensors
         return await self._here.transport.mean(self._here, channel, tensors)
 
+    def begin_mean(self, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
+        """As `mean`, begun now and going on beside the program where the world can; await what is returned.
+
+        May be called inside a computation. Exchanges begun at the same time need channels of different names.
+        """
+        return self._here.transport.begin_mean(self._here, channel, tensors)
+
+    def progress(self) -> None:
+        """Let exchanges that were begun go on; may be called inside a computation."""
+        self._here.transport.progress()
+
     async def take(self, channel: str, values: Tensor, owners: Tensor) -> Tensor:
         """Entry i of the result is entry i of the `values` of replica `owners[rank, i]`.
 
@@ -142,7 +159,7 @@ class Worker:
     """One stage of one replica.
 
     Attributes: `replica` i of `replicas.size` N, `stage` j of `stages` J (from 0); `below`, `above`: neighbours in depth;
-    `replicas`: the group; `version`: updates of its weights so far; `losses`: what `report` was given since the last step.
+    `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `losses`: what `report` was given since the last step.
     """
 
     def __init__(
@@ -157,6 +174,7 @@ class Worker:
     ) -> None:
         self.transport, self.place, self.stages, self.seed = transport, place, stages, seed
         self.replica, self.stage = place
+        self.device = device
         self.below: Link = Link(self, Place(self.replica, self.stage - 1)) if self.stage > 0 else Source()
         self.above: Link = Link(self, Place(self.replica, self.stage + 1)) if self.stage < stages - 1 else Sink()
         self.replicas = Group(self, replicas)
@@ -191,12 +209,16 @@ class Worker:
 
     def compute(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         """For worlds: call the function under this worker's random seed and precision."""
+        if self._context is None:
+            return self.seeded(function, arguments)
+        with self._context():
+            return self.seeded(function, arguments)
+
+    def seeded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        """Call the function under this worker's next random seed."""
         self._draws += 1
         self._generator.manual_seed(self._draw_seed + self._draws)
-        if self._context is None:
-            return function(*arguments)
-        with self._context():
-            return function(*arguments)
+        return function(*arguments)
 
     async def until(self, when: float) -> None:
         """Wait until this worker's clock, counted in its own gradients, is at `when`."""

@@ -10,6 +10,7 @@ A rule says what `reduce` and `mix` do (both may be nothing).
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..chain import Chain
+from ..chain import Chain, Stage
 from ..worker import Worker
 
 BatchNormPolicy = Literal["local", "average", "refresh"]
@@ -62,6 +63,7 @@ class Weights:
         self.stage = chain[worker.stage]
         self.parameters = [parameter for parameter in self.stage.parameters() if parameter.requires_grad]
         self.statistics = [x for x in batchnorm_statistics(self.stage) if x.is_floating_point()]
+        self.writes_shard = True  # False: another worker's shard holds the same
         self._pending = 0
 
     async def read(self) -> None:
@@ -103,6 +105,10 @@ class Weights:
         self._pending = 0
         self._drop_gradients()
 
+    def plain_copy(self) -> Stage:
+        """A copy of the stage with ordinary tensors, to be averaged or evaluated."""
+        return copy.deepcopy(self.stage)
+
     async def reduce(self) -> None:
         """What happens to the gradient before the step."""
 
@@ -116,6 +122,10 @@ class Consensus(ABC):
     name: ClassVar[str]
     properties: ClassVar[Properties]
     shares_data: ClassVar[bool] = False  # True: the replicas split an epoch; False: each goes through all of it
+    needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
+
+    def distribute(self, worker: Worker, stage: Stage) -> None:
+        """Called once per worker before its optimizer is made: a rule may change the stage's modules in place."""
 
     @abstractmethod
     def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:

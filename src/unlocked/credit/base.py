@@ -51,6 +51,8 @@ class Credit(ABC):
 
     name: ClassVar[str]
     properties: ClassVar[Properties]
+    needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
+    one_backward: ClassVar[bool] = False  # True: a parameter's gradient is complete once a backward has reached it
 
     @abstractmethod
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UnlockedError
-from . import curves, gantt, memory, settings, table, traffic
+from ..timeline import Timeline
+from . import curves, gantt, measured, memory, settings, table, traffic
 from .curves import Axis, Curve, chart
 from .drawing import RC, Look, Sheet, looks
+from .recording import Recording
 from .study import Method, Run, Study, read_study
 from .words import listed, summary, title
 
@@ -71,11 +73,11 @@ def _sections(study: Study) -> list[Section]:
     sheet, all_looks = Sheet(), looks([method.name for method in study.methods])
     sections = [
         ("results", "Results", table.table(study, all_looks)),
-        ("accuracy", "Accuracy", _accuracy(sheet, study.methods, all_looks)),
+        ("accuracy", "Accuracy", _accuracy(sheet, study, all_looks)),
         ("depth", "Losses and accuracy with depth", _depth(sheet, study, all_looks)),
-        ("step", "One step, worker by worker", _steps(sheet, study.methods, all_looks)),
+        ("step", _steps_heading(study), _steps(sheet, study, all_looks)),
         ("memory", "Memory for activations", _memory(sheet, study.methods, all_looks)),
-        ("bytes", "Bytes between workers", _traffic(sheet, study.methods, all_looks)),
+        ("bytes", "Bytes between workers", _traffic(sheet, study.methods, all_looks) + _channels(study.methods)),
         ("settings", "Settings and how to repeat this", settings.settings(study)),
     ]
     return sections
@@ -99,7 +101,8 @@ def _charts(sheet: Sheet, all_looks: dict[str, Look], items: Sequence[tuple[str,
     return f'<div class="panels">{drawn}</div>'
 
 
-def _accuracy(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
+def _accuracy(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
+    methods = study.methods
     by_epoch, by_seconds = curves.accuracy(methods, False), curves.accuracy(methods, True)
     names = [curve.name for curve in by_epoch]
     if not by_epoch:
@@ -109,10 +112,11 @@ def _accuracy(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -
         axis = Axis("passes over the data", "held-out loss", whole=True)
         text = "Held-out loss after each pass; the targets are no classes, so there is no accuracy."
         return _charts(sheet, all_looks, [("Loss after each pass over the data", losses, axis)]) + caption(text)
+    workers = "the workers in processes of their own" if _recordings(methods) else "all workers in one process"
     text = (
         "Share of held-out samples classified correctly, of the replicas' averaged network if there are several. The "
         "first chart shows what a pass over the data buys, the second what a second of training buys on this machine, "
-        "all workers in one process, validation not counted."
+        f"{workers}, validation not counted."
     )
     if any(any(curve.spread) for curve in by_epoch):
         text += " Lines are means over the seeds, bands ± one standard deviation."
@@ -169,10 +173,59 @@ def _course(sheet: Sheet, name: str, run: Run) -> str:
     return curves.stages_chart(sheet, found, axis, name or "Training loss of every stage", small=bool(name))
 
 
-def _steps(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
-    found = _first(methods, lambda run: run.timeline)
+def _recordings(methods: list[Method]) -> list[tuple[str, Recording]]:
+    """For each method that ran on real processes the first of its recordings."""
+    return _first(methods, lambda run: run.recording if run.recording and run.recording.measured else None)
+
+
+def _steps_heading(study: Study) -> str:
+    found = _recordings(study.methods)
     if not found:
+        return "One step, worker by worker"
+    names = {name for name, _ in found}
+    rest = any(name not in names for name, _ in _first(study.methods, lambda run: run.timeline))
+    return "Steps, worker by worker" if rest else "Steps as measured, worker by worker"
+
+
+def _steps(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
+    recorded = _recordings(study.methods)
+    names = {name for name, _ in recorded}
+    found = [pair for pair in _first(study.methods, lambda run: run.timeline) if pair[0] not in names]
+    if not found and not recorded:
         return '<p class="missing">No step was recorded (no step.json), so there is no timeline to show.</p>'
+    drawn = _measured(sheet, recorded, study, all_looks) if recorded else ""
+    drawn += _retimed(sheet, found, all_looks, apart=bool(recorded)) if found else ""
+    shown = [name for name, _ in [*recorded, *found]]
+    return drawn + _absent(study.methods, shown, "no step was recorded")
+
+
+def _measured(sheet: Sheet, found: list[tuple[str, Recording]], study: Study, all_looks: dict[str, Look]) -> str:
+    recordings = [recording for _, recording in found]
+    machine = _machine(study)
+    steps = [gantt.measured_of(name, recording) for name, recording in found]
+    heading = html.escape(f"Measured on {measured.where(recordings, machine)}")
+    text = (
+        "Some steps from the middle of those recorded, one lane for each worker, as they were timed on one clock. Light "
+        "boxes are waiting. Thin lines join a message's sending to its taking."
+    ) + measured.shared_cores(recordings, machine)
+    shares = (
+        "Shares of the time drawn above. Idle is all but computing and updating: waiting, sending, and what no act tells "
+        "of, such as loading data."
+    )
+    return (
+        f"<h3>{heading}</h3>{gantt.gantt(sheet, steps, all_looks)}{caption(text)}"
+        f"<h3>What each worker did with its time</h3>{measured.workers(found)}{caption(shares)}"
+    )
+
+
+def _machine(study: Study) -> object:
+    """What the measured runs were made on, as the first of them says, else the study."""
+    runs = [run for method in study.methods for run in method.runs if run.recording and run.recording.measured]
+    known = [run.config["machine"] for run in runs if run.config.get("machine")]
+    return known[0] if known else study.config.get("machine")
+
+
+def _retimed(sheet: Sheet, found: list[tuple[str, Timeline]], all_looks: dict[str, Look], apart: bool) -> str:
     steps = [gantt.step_of(name, timeline) for name, timeline in found]
     text = (
         "The last step, one lane for each worker: what the method's dependencies allow with one device per worker and "
@@ -180,18 +233,23 @@ def _steps(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> s
         "staircase down and back up is backpropagation's lock, lanes that go on at once have none. Thin lines join a "
         "message's sending to its taking."
     )
-    drawn = gantt.gantt(sheet, steps, all_looks)
-    return drawn + caption(text) + _absent(methods, [name for name, _ in found], "no step was recorded")
+    heading = "<h3>Not measured: one step as its dependencies allow it</h3>" if apart else ""
+    return heading + gantt.gantt(sheet, steps, all_looks) + caption(text)
 
 
 def _memory(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
     found = _first(methods, lambda run: run.curve or None)
     if not found:
         return '<p class="missing">No activation memory was recorded (no step.json).</p>'
+    workers = "all workers in one process one after the other"
+    if recorded := _recordings(methods):
+        workers = "of the workers of rank 0" + (
+            f" ({workers} where it was not measured)" if len(recorded) < len(found) else ""
+        )
     text = (
-        "Bytes of tensors kept for the backward passes during the first step, after each tensor saved or freed, all "
-        "workers in one process one after the other; parameters are not counted. The dot marks the peak, which is the "
-        "memory the step needs; the axes are the same in height, not in length."
+        "Bytes of tensors kept for the backward passes during the first step, after each tensor saved or freed, "
+        f"{workers}; parameters are not counted. The dot marks the peak, which is the memory the step needs; the axes are "
+        "the same in height, not in length."
     )
     drawn = memory.memory(sheet, found, all_looks)
     return drawn + caption(text) + _absent(methods, [name for name, _ in found], "no memory curve was recorded")
@@ -215,6 +273,18 @@ def _traffic(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) ->
     return f'<div class="panels three">{"".join(drawn)}</div>{caption(text)}{missing}' + _absent(
         methods, shown, "no bytes were recorded"
     )
+
+
+def _channels(methods: list[Method]) -> str:
+    """What went over each channel, for the methods that ran on real processes."""
+    found = _recordings(methods)
+    if not found:
+        return ""
+    text = (
+        "Of the recorded steps, per update and replica, all workers together. Payload is the tensors; wire is what left a "
+        "process for them, headers included, and 0 where sender and taker share a process."
+    )
+    return f"<h3>Channel by channel</h3>{measured.channels(found)}{caption(text)}"
 
 
 def _first(methods: list[Method], what: Callable[[Run], T | None]) -> list[tuple[str, T]]:

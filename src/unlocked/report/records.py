@@ -11,6 +11,8 @@ from typing import Any
 from ..errors import BadData
 from ..timeline import KINDS, Act, Timeline
 
+LARGEST = 2**63  # of whole numbers in a record
+
 
 class Record:
     """A JSON object and where it was read. Entries that are absent or null are None; wrong types raise BadData."""
@@ -90,17 +92,17 @@ def read_timeline(rows: list[Any], where: str) -> Timeline:
 
 
 def _is_act(act: Act) -> bool:
-    whole = (act.replica, act.stage, act.micro_batch, act.version, act.bytes)
+    whole = (act.replica, act.stage, act.micro_batch, act.version, act.bytes, act.wire, *(act.peer or ()))
     times = (act.start, act.end)
     return (
         isinstance(act.kind, str)
         and len(act.kind) == 1
         and act.kind in KINDS
-        and all(isinstance(x, int) for x in whole)
+        and all(isinstance(x, int) and abs(x) < LARGEST for x in whole)
         and all(isinstance(x, (int, float)) and abs(x) < 1e12 for x in times)  # NaN compares false
         and act.end >= act.start
         and isinstance(act.channel, str)
-        and (act.peer is None or (len(act.peer) == 2 and all(isinstance(x, int) for x in act.peer)))
+        and (act.peer is None or len(act.peer) == 2)
     )
 
 

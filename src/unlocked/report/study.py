@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BadData
 from ..timeline import Timeline
+from .recording import Recording, read_recording
 from .records import Record, read_json, read_lines, read_timeline
 
 ROW_NUMBERS = ("samples_per_second", "activation_peak", "bytes_up", "bytes_down", "bytes_replicas", "seconds")
@@ -38,6 +39,7 @@ class Run:
     epochs: list[Epoch]
     timeline: Timeline | None
     curve: list[float]
+    recording: Recording | None
     summary: Record | None
     trouble: str = ""
 
@@ -109,6 +111,7 @@ def _read_run(folder: Path) -> Run:
         _epochs(records),
         timeline if timeline else None,
         curve,
+        read_recording(folder),
         None if summary is None else Record(summary, str(folder / "summary.json")),
         _trouble(folder.name, records, cut_off),
     )

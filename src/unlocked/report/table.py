@@ -12,7 +12,7 @@ from .words import bytes_text, number_text, percent_text
 COLUMNS = (
     ("Accuracy, %", "on held-out data, mean ± standard deviation over the seeds"),
     ("Ensemble, %", "accuracy of the mean of the replicas' predictions, mean over the seeds"),
-    ("Samples/s", "of training, in this process"),
+    ("Samples/s", "of training, as it was run"),
     ("Peak activations", "bytes kept for backward at the worst moment of the first step"),
     ("Up", "bytes of activations between stages, per update and replica"),
     ("Down", "bytes of gradients between stages, per update and replica"),

@@ -43,8 +43,8 @@ def number_text(value: float | None) -> str:
 
 
 def several(count: int, noun: str) -> str:
-    """`1 seed`, `2 seeds`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """`1 seed`, `2 seeds`, `2 processes`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def listed(names: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What waiting means. A world runs the programs of its workers and returns the timeline of what happened."""
 
 from .base import World
+from .distributed import Distributed
 from .in_process import InProcess
 
-__all__ = ["InProcess", "World"]
+__all__ = ["Distributed", "InProcess", "World"]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..cluster import Crew
 from ..timeline import Timeline
 from ..worker import Worker
 
@@ -16,6 +17,10 @@ Program = Coroutine[Any, Any, None]
 
 class World(Protocol):
     """Where workers live and what waiting means there."""
+
+    @property
+    def crew(self) -> Crew:
+        """The processes the workers are spread over."""
 
     def mesh(
         self,
@@ -33,4 +38,7 @@ class World(Protocol):
         """
 
     def run(self, programs: Iterable[tuple[Worker, Program]]) -> Timeline:
-        """Run the programs of those workers to their ends; returns what happened. See in_process.py for what it raises."""
+        """Run the programs of those workers to their ends; returns what they did. See in_process.py for what it raises."""
+
+    def close(self) -> None:
+        """Let go of connections and processes."""

@@ -8,31 +8,23 @@ which channel from whom.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..cluster import Alone
 from ..errors import Deadlock, UnlockedError
 from ..rng import seed_of
-from ..timeline import Act, Timeline
+from ..timeline import Timeline
 from ..worker import Place, Worker
 from .base import Program
-
-
-class _Wait:
-    """Awaited by a worker that cannot go on; `key` is what wakes it, `words` what it says when nothing does."""
-
-    __slots__ = ("key", "words")
-
-    def __init__(self, key: Hashable, words: Callable[[], str]) -> None:
-        self.key, self.words = key, words
-
-    def __await__(self) -> Generator[_Wait, None, None]:
-        yield self
+from .exchange import mean_bytes, ordered_mean, take_bytes
+from .local import LocalWorkers, bytes_of, places
+from .scheduler import Wait
 
 
 class _Meeting:
@@ -46,16 +38,24 @@ class _Meeting:
         self.result: Any = None
 
 
-class InProcess:
+class _Later:
+    """An exchange that begins when it is awaited: in one process nothing can go on beside the computation."""
+
+    def __init__(self, make: Callable[[], Awaitable[Any]]) -> None:
+        self._make = make
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._make().__await__()
+
+
+class InProcess(LocalWorkers):
     """The world in which all workers of the mesh share this process and its device."""
 
     def __init__(self) -> None:
-        self._boxes: dict[tuple[Place, Place, str], deque[Tensor]] = defaultdict(deque)
+        super().__init__()
+        self.crew = Alone()
         self._meetings: dict[tuple[int, str, int], _Meeting] = defaultdict(_Meeting)
         self._rounds: dict[tuple[Place, str], int] = defaultdict(int)
-        self._ready: deque[tuple[Worker, Program]] = deque()
-        self._waiting: dict[Hashable, list[tuple[Worker, Program, _Wait]]] = {}
-        self._timeline = Timeline()
 
     def mesh(
         self,
@@ -66,9 +66,9 @@ class InProcess:
         device: torch.device | None = None,
     ) -> list[Worker]:
         """The workers of a mesh of N replicas × J stages that live here: all of them, replica by replica."""
-        places = [Place(replica, stage) for replica in range(replicas) for stage in range(stages)]
         return [
-            Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device) for place in places
+            Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
+            for place in places(replicas, stages)
         ]
 
     def run(self, programs: Iterable[tuple[Worker, Program]]) -> Timeline:
@@ -78,35 +78,15 @@ class InProcess:
         whatever a program raises; the other programs are closed and the mailboxes emptied then.
         """
         self._timeline = Timeline()
-        self._ready = deque(programs)
+        self._scheduler.start(programs)
         try:
-            while self._ready:
-                worker, program = self._ready.popleft()
-                self._advance(worker, program)
-            if self._waiting:
-                raise Deadlock(self._stuck())
+            self._scheduler.run_ready()
+            if not self._scheduler.idle:
+                raise Deadlock(f"No worker can go on: {self._scheduler.stuck()}.")
             self._check_boxes()
         finally:
             self._clear()
         return self._timeline
-
-    def _advance(self, worker: Worker, program: Program) -> None:
-        try:
-            wait = program.send(None)
-        except StopIteration:
-            return
-        self._waiting.setdefault(wait.key, []).append((worker, program, wait))
-
-    def _wake(self, key: Hashable) -> None:
-        # whoever is woken goes first: a replica's backward ends before the next replica's forward fills the memory
-        for worker, program, _ in self._waiting.pop(key, ()):
-            self._ready.appendleft((worker, program))
-
-    def _stuck(self) -> str:
-        waits = [
-            f"{worker.place} waits for {wait.words()}" for row in self._waiting.values() for worker, _, wait in row
-        ]
-        return "No worker can go on: " + "; ".join(sorted(waits)) + "."
 
     def _check_boxes(self) -> None:
         for (source, target, channel), box in self._boxes.items():
@@ -117,45 +97,40 @@ class InProcess:
                 )
 
     def _clear(self) -> None:
-        for _, program in self._ready:
-            program.close()
-        for row in self._waiting.values():
-            for _, program, _ in row:
-                program.close()
-        self._ready.clear()
-        self._waiting.clear()
+        self._scheduler.close()
         self._boxes.clear()
         self._meetings.clear()
         self._rounds.clear()
+
+    def close(self) -> None:
+        """Nothing to close."""
 
     # ---- the verbs -------------------------------------------------------------------------------------------------
 
     async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
         """Append to the mailbox; wakes a worker that waits for it."""
-        key = (here.place, there, channel)
-        self._boxes[key].append(x)
-        self._record(here, "S", channel, x.numel() * x.element_size(), there)
-        if key in self._waiting:
-            self._wake(key)
+        self._record(here, "S", channel, bytes_of(x), there)
+        self._deliver((here.place, there, channel), x)
 
     async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor:
         """Take the oldest message; waits while there is none."""
-        key = (there, here.place, channel)
-        box = self._boxes[key]
-        while not box:
-            await _Wait(key, lambda: f"channel {channel!r} from {there}")
-        x = box.popleft()
-        self._record(here, "R", channel, x.numel() * x.element_size(), there)
+        x = await self._take((there, here.place, channel))
+        self._record(here, "R", channel, bytes_of(x), there)
         return x
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Ordered mean; bytes are those of a reduce-scatter and an all-gather, 2(N−1)/N of the payload per worker."""
-        size = here.replicas.size
-        payload = sum(x.numel() * x.element_size() for x in tensors)
+        """Ordered mean; bytes are those that would leave the worker if the replicas were apart."""
         begin = time.perf_counter()
-        result = await self._meet(here, channel, tensors, _ordered_mean)
-        self._record(here, "M", channel, 2 * (size - 1) * payload // size, None, begin)
+        result = await self._meet(here, channel, tensors, _mean_of_each)
+        self._record(here, "M", channel, mean_bytes(tensors, here.replica, here.replicas.size), None, begin)
         return result
+
+    def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
+        """The mean, when it is awaited."""
+        return _Later(lambda: self.mean(here, channel, tensors))
+
+    def progress(self) -> None:
+        """Nothing goes on beside a computation here."""
 
     async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor:
         """Only entries whose owner is another replica travel; they are what is counted."""
@@ -163,29 +138,22 @@ class InProcess:
         begin = time.perf_counter()
         rows = await self._meet(here, channel, values, torch.stack)
         taken = rows.gather(0, owners[rank : rank + 1]).squeeze(0)
-        # a permutation: as many entries leave a replica as come to it
-        moved = int((owners[rank] != rank).sum()) * values.element_size()
-        self._record(here, "M", channel, moved, None, begin)
+        self._record(here, "M", channel, take_bytes(values, owners, rank), None, begin)
         return taken
 
     async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]:
         """Everyone's tensor; each worker sends its own to N−1 others."""
         begin = time.perf_counter()
         rows = await self._meet(here, channel, x, list)
-        self._record(here, "M", channel, (here.replicas.size - 1) * x.numel() * x.element_size(), None, begin)
+        self._record(here, "M", channel, (here.replicas.size - 1) * bytes_of(x), None, begin)
         return rows
 
-    async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
-        """Compute now."""
-        begin = time.perf_counter()
-        result = here.compute(function, arguments)
-        self._timeline.acts.append(
-            Act(kind, here.replica, here.stage, here.micro_batch, here.version, 0, begin, time.perf_counter())
+    def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> Any:
+        """Raises UnlockedError: there is one process only."""
+        raise UnlockedError(
+            "PyTorch's own parallel training needs a process per worker; use the distributed world "
+            "(unlocked launch --processes …)."
         )
-        return result
-
-    async def until(self, here: Worker, when: float) -> None:
-        """There is no clock here: it is always late enough."""
 
     async def _meet(self, here: Worker, channel: str, brought: Any, join: Callable[[list[Any]], Any]) -> Any:
         """Wait for all replicas of the stage; `join` is applied once to what they brought, in replica order."""
@@ -197,9 +165,9 @@ class InProcess:
         size = here.replicas.size
         if len(meeting.brought) == size:
             meeting.result = join([meeting.brought[replica] for replica in range(size)])
-            self._wake(key)
+            self._scheduler.wake(key)
         while len(meeting.brought) < size:
-            await _Wait(key, lambda: self._absent(key, size))
+            await Wait(key, lambda: self._absent(key, size))
         meeting.left += 1
         if meeting.left == size:
             del self._meetings[key]
@@ -209,22 +177,6 @@ class InProcess:
         missing = [str(replica) for replica in range(size) if replica not in self._meetings[key].brought]
         return f"the exchange {key[1]!r} of stage {key[0]} with replica(s) {', '.join(missing)}"
 
-    def _record(
-        self, here: Worker, kind: str, channel: str, size: int, there: Place | None, begin: float | None = None
-    ) -> None:
-        # a message takes no time here, and a meeting's waiting is not work: both are recorded as moments
-        now = time.perf_counter() if begin is None else begin
-        self._timeline.acts.append(
-            Act(kind, here.replica, here.stage, here.micro_batch, here.version, size, now, now, channel, there)
-        )
 
-
-def _ordered_mean(rows: list[Sequence[Tensor]]) -> list[Tensor]:
-    """Mean of each tensor over the replicas: summed from replica 0 upwards, then divided, so that every world agrees."""
-    means = []
-    for column in zip(*rows):
-        total = column[0] + column[1]
-        for x in column[2:]:
-            total += x
-        means.append(total.div_(len(column)))
-    return means
+def _mean_of_each(rows: list[Sequence[Tensor]]) -> list[Tensor]:
+    return [ordered_mean(column) for column in zip(*rows)]

@@ -1,0 +1,38 @@
+"""A crew of one: the run has this process only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Wish
+
+
+class Alone:
+    """One process agrees with itself."""
+
+    rank, size, chief = 0, 1, True
+
+    def __init__(self) -> None:
+        self.stopped_by: Wish | None = None
+
+    def share(self, value: Any) -> list[Any]:
+        """A list of one."""
+        return [value]
+
+    def broadcast(self, value: Any = None) -> Any:
+        """The value itself."""
+        return value
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def agree(self, facts: dict[str, Any], where: str) -> None:
+        """Nobody to differ from."""
+
+    def wish(self, kind: Wish) -> None:
+        """Stop before the next step."""
+        self.stopped_by = kind
+
+    def enter(self, step: int) -> bool:
+        """True once somebody wished to stop; the wish is used up by then."""
+        return self.stopped_by is not None

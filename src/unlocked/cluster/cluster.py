@@ -1,0 +1,217 @@
+"""This process among the processes of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from ..errors import CannotJoin, LostProcess
+from .agreement import Agreement
+from .base import Wish
+from .clock import clock_offset
+from .heartbeat import Heartbeat, Vitals, name_of, report
+from .network import Interface, interface_to
+from .rendezvous import Seat, describe_self, open_store, read_seat, take_seat
+
+JOIN_WITHIN = 60.0  # seconds
+STUCK_AFTER = 30.0  # seconds
+
+
+class Cluster:
+    """All processes of a run, seen from one. Made by `join`; `close` at the end.
+
+    Attributes: `rank`, `size`; `members` (a table of who they are); `hosts` (one key per rank, equal where shared memory
+    works); `offsets` (seconds to add to each rank's clock to be on rank 0's); `interface` (of this process); `store`; `failure` (the sentence, once
+    something has gone wrong); `vitals` (what the heartbeat tells the others about this process).
+    """
+
+    def __init__(self, seat: Seat, store: dist.Store, host: dist.Store | None, interface: Interface) -> None:
+        self.seat, self.store, self.interface = seat, store, interface
+        self.rank, self.size = seat.rank, seat.size
+        self._host = host  # keeps the store alive where this process has to be its host
+        self._shares = self._worlds = 0
+        self.failure: str | None = None
+        self.vitals = Vitals()
+        self._heartbeat: Heartbeat | None = None
+        self._listeners: list[Callable[[str], None]] = []
+        self._lock = threading.Lock()
+        self._agreement = Agreement()
+        self.members: list[dict[str, Any]] = self.share(describe_self(interface.address))
+        self._check_versions()
+        self.hosts = [member["host"] for member in self.members]
+        self.offsets: list[float] = self.share(clock_offset(store, self.rank, [m["clock"] for m in self.members]))
+
+    @classmethod
+    def join(
+        cls,
+        interface: str | None = None,
+        *,
+        seat: Seat | None = None,
+        join_within: float = JOIN_WITHIN,
+        stuck_after: float = STUCK_AFTER,
+    ) -> Cluster:
+        """Come together with the other processes of this run, as the starter's environment (or `seat`) says.
+
+        Args:
+            interface: name or address of the network interface to use; None: that of the route to the rendezvous host.
+            join_within: seconds to wait for the others. stuck_after: seconds of silence after which one counts as stuck.
+
+        Raises CannotJoin: not started as one of several, no rendezvous, somebody missing, counts or versions that differ.
+        """
+        seat = seat if seat is not None else read_seat()
+        chosen = interface_to(seat.host, interface)
+        host_it = not seat.hosted and seat.rank == 0
+        host = open_store(seat, join_within, host_it=True) if host_it else None
+        store = host if host is not None else open_store(seat, join_within)
+        take_seat(store, seat, join_within)
+        cluster = cls(seat, store, host, chosen)
+        cluster._start_heartbeat(stuck_after)
+        return cluster
+
+    def _start_heartbeat(self, stuck_after: float) -> None:
+        store = open_store(self.seat, JOIN_WITHIN)
+        self._heartbeat = Heartbeat(
+            store, self.rank, self.members, self._agreement, self.vitals, stuck_after, self._failed
+        )
+        self.barrier()  # everybody has said a first word
+        self._heartbeat.start()
+
+    def _check_versions(self) -> None:
+        for fact in ("unlocked", "torch"):
+            for rank, member in enumerate(self.members):
+                if member[fact] != self.members[0][fact]:
+                    raise CannotJoin(
+                        f"Rank {rank} on {member['name']} runs {fact} {member[fact]}, rank 0 on {self.members[0]['name']} "
+                        f"{self.members[0][fact]}; install the same version everywhere."
+                    )
+
+    @property
+    def chief(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def name(self, rank: int) -> str:
+        """For sentences: `Process 2 (pid 4711 on lab3)`."""
+        return name_of(self.members, rank)
+
+    def another_store(self) -> dist.Store:
+        """The store by a connection of its own: one that waits for another process lets nobody else use it."""
+        return open_store(self.seat, JOIN_WITHIN)
+
+    def count_worlds(self) -> int:
+        """How many worlds were made on this cluster before: alike on all processes, for names that are used once."""
+        self._worlds += 1
+        return self._worlds - 1
+
+    # ---- agreeing --------------------------------------------------------------------------------------------------
+
+    def share(self, value: Any) -> list[Any]:
+        """Everybody's value (JSON), in the order of the ranks; waits for all. Raises LostProcess."""
+        self._shares += 1
+        turn = self._shares
+        self.store.set(f"share/{turn}/{self.rank}", json.dumps(value))
+        keys = [f"share/{turn}/{rank}" for rank in range(self.size)]
+        self._wait(keys)
+        values = [json.loads(text) for text in self.store.multi_get(keys)]
+        if turn > 2:  # all have read it: nobody would have come to this turn otherwise
+            self.store.delete_key(f"share/{turn - 2}/{self.rank}")
+        return values
+
+    def broadcast(self, value: Any = None) -> Any:
+        """The value of rank 0 (JSON)."""
+        return self.share(value if self.chief else None)[0]
+
+    def barrier(self) -> None:
+        """Wait for all. Raises LostProcess."""
+        self.share(None)
+
+    def _wait(self, keys: list[str]) -> None:
+        """Wait for keys as long as nobody is lost; before there are heartbeats, as long as joining may take."""
+        deadline = time.monotonic() + JOIN_WITHIN
+        self.vitals.words, self.vitals.waiting = lambda: "all processes to come this far", True
+        pause = 1e-4
+        while not self.store.check(keys):
+            self.check()
+            if self._heartbeat is None and time.monotonic() > deadline:
+                missing = [str(rank) for rank in range(self.size) if not self.store.check([keys[rank]])]
+                raise CannotJoin(f"Rank(s) {', '.join(missing)} came to the rendezvous and then fell silent.")
+            time.sleep(pause)  # a store's own wait could not be told that somebody was lost
+            pause = min(2 * pause, 0.02)
+        self.vitals.waiting = False
+        self.vitals.activity += 1
+
+    def agree(self, facts: dict[str, Any], where: str) -> None:
+        """Check that all processes were told the same. Raises CannotJoin naming the first fact that differs, and on whom."""
+        table = self.share(facts)
+        for fact, value in table[0].items():
+            for rank, row in enumerate(table):
+                if row.get(fact) != value:
+                    raise CannotJoin(
+                        f"The processes were told different things: {fact} of {where} is {row.get(fact)!r} on rank {rank} but "
+                        f"{value!r} on rank 0; start all of them with the same options and the same program."
+                    )
+
+    # ---- stopping --------------------------------------------------------------------------------------------------
+
+    def wish(self, kind: Wish) -> None:
+        """Ask all processes to stop after a whole step. Safe in a signal handler."""
+        if self._heartbeat is not None:
+            self._heartbeat.wish(kind)
+
+    @property
+    def stopped_by(self) -> Wish | None:
+        """Why `enter` said stop."""
+        return self._agreement.stopped_by
+
+    def enter(self, step: int) -> bool:
+        """Called before each step: False to go on, True to stop now, at the same step on every process."""
+        return self._agreement.enter(step, self.check)
+
+    # ---- failing ---------------------------------------------------------------------------------------------------
+
+    def on_failure(self, listener: Callable[[str], None]) -> None:
+        """`listener(sentence)` is called, on some thread, when a process is lost or reports a failure."""
+        with self._lock:
+            self._listeners.append(listener)
+            failure = self.failure
+        if failure is not None:
+            listener(failure)
+
+    def check(self) -> None:
+        """Raises LostProcess if something is known to have gone wrong."""
+        if self.failure is not None:
+            raise LostProcess(self.failure)
+
+    def suspect(self, rank: int, how: str) -> None:
+        """For links: the connection to this rank broke."""
+        if self._heartbeat is not None:
+            self._heartbeat.suspect(f"{self.name(rank)} is gone: {how}.")
+
+    def fail(self, sentence: str) -> None:
+        """Tell the others that this process cannot go on."""
+        with contextlib.suppress(RuntimeError):  # the store is gone, and so are they
+            report(self.store, self.rank, sentence)
+
+    def _failed(self, sentence: str) -> None:
+        with self._lock:
+            self.failure = self.failure or sentence
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(sentence)
+
+    def close(self) -> None:
+        """Leave: after a barrier if all is well, so that nobody takes it for a loss."""
+        if self._heartbeat is None:
+            return
+        with contextlib.suppress(LostProcess, RuntimeError):
+            self.barrier()
+            if self._host is not None:
+                self.barrier()
+        self._heartbeat.stop()
+        self._heartbeat = None

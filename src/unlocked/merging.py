@@ -1,0 +1,74 @@
+"""What all processes of a run put together: that they were told the same, and what they did, on one clock."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .chain import Chain
+from .timeline import Timeline
+from .worlds import Distributed
+
+if TYPE_CHECKING:
+    from .session import Trainer
+
+_STEPS = 20  # of which acts are kept
+
+
+def fingerprint(trainer: Trainer, chain: Chain) -> dict[str, Any]:
+    """What must be alike on all processes before the first step; the weights as a digest."""
+    return {
+        "credit": repr(trainer.credit),
+        "consensus": repr(trainer.consensus),
+        "clip": trainer.clip,
+        "accumulate": trainer.accumulate,
+        "precision": trainer.precision,
+        "batchnorm": trainer.batchnorm,
+        "the parameters": sorted([name, list(x.shape), str(x.dtype)] for name, x in chain.state_dict().items()),
+        "the initial weights (seed them alike)": digest(chain),
+    }
+
+
+def digest(chain: Chain) -> str:
+    """Of all parameters and buffers, heads' too."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in [*chain.parameters(), *chain.buffers()]:
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def measured_steps(trainer: Trainer) -> dict[str, Any]:
+    """The acts of the latest steps of all workers on one clock, as RUN/timeline.json has them."""
+    world, crew = trainer.world, trainer.crew
+    kept = list(trainer.recent)[-_STEPS:]
+    acts = [act for timeline in kept for act in timeline]
+    if not isinstance(world, Distributed):
+        ranks = {worker.place: 0 for worker in trainer.workers}
+        merged = Timeline(acts).to_json()
+    else:
+        ranks = world.ranks
+        rows = crew.share(Timeline(acts).to_json())
+        offsets = world.crew.offsets
+        merged = [_moved(act, offsets[rank]) for rank, row in enumerate(rows) for act in row]
+    return {
+        "measured": isinstance(world, Distributed),
+        "ranks": [[*place, rank] for place, rank in ranks.items()],
+        "steps": [trainer.steps - len(kept), trainer.steps],
+        "acts": merged,
+    }
+
+
+def recorded_steps(trainer: Trainer) -> list[Timeline]:
+    """The latest steps one by one, with the workers of all processes as of the last epoch."""
+    if trainer.crew.size == 1 or trainer.measured is None:
+        return list(trainer.recent)
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for act in trainer.measured["acts"]:
+        steps.setdefault(act["micro_batch"] // trainer.accumulate, []).append(act)
+    return [Timeline.from_json(acts) for _, acts in sorted(steps.items())]
+
+
+def _moved(act: dict[str, Any], seconds: float) -> dict[str, Any]:
+    return {**act, "start": act["start"] + seconds, "end": act["end"] + seconds}

@@ -1,0 +1,147 @@
+"""`unlocked train`: one run, in this process or on all processes of a launch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .callbacks import Callback, TensorBoard
+from .cluster import Cluster, Crew
+from .commands import Train
+from .config import RunConfig, cores, require_at_least, resolve
+from .errors import InvalidChoice, LostProcess, UnlockedError
+from .live import LiveTable, in_bytes, in_percent
+from .loop import interrupted
+from .method_names import Method, parse_call
+from .run_files import read_config
+from .running import JsonLines, is_complete, run
+from .session import Interrupted
+from .worlds import Distributed, InProcess, World
+
+_LAST_RESORT = 8.0  # seconds that a process which knows of a failure has to come to an end by itself
+
+
+def train(command: Train, text: str, console: Console) -> int:
+    """Train as the command says; returns the exit code. Raises KeyboardInterrupt (saved) and UnlockedError kinds."""
+    with _world(command) as world:
+        return _train(command, text, world, console if world.crew.chief else Console(quiet=True))
+
+
+@contextlib.contextmanager
+def _world(command: Train) -> Iterator[World]:
+    if command.world == "in-process":
+        yield InProcess()
+        return
+    cluster = Cluster.join(command.interface, stuck_after=command.stuck_after)
+    cluster.on_failure(lambda sentence: _exit_soon(sentence, command.json))
+    try:
+        world = Distributed(cluster)
+        try:
+            yield world
+        except (KeyboardInterrupt, LostProcess):
+            raise
+        except BaseException as error:
+            cluster.fail(str(error) if isinstance(error, UnlockedError) else f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            world.close()
+    finally:
+        cluster.close()
+
+
+def _exit_soon(sentence: str, as_json: bool) -> None:
+    """Should the main thread sit where nothing wakes it (in PyTorch's own communication), end without it."""
+
+    def end() -> None:
+        message = json.dumps({"event": "error", "message": sentence}) if as_json else f"error: {sentence}"
+        print(message, file=sys.stdout if as_json else sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(_LAST_RESORT, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _train(command: Train, text: str, world: World, console: Console) -> int:
+    crew = world.crew
+    config, folder = _resumed(command, crew) if command.resume is not None else _fresh(command, crew)
+    crew.agree(config.to_json(), "the run")
+    if not command.json:
+        again = " (already complete)" if is_complete(folder, config) else ""
+        console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
+        if isinstance(world, Distributed):
+            console.print(_where(world.crew), highlight=False, soft_wrap=True)
+    callbacks: list[Callback] = []
+    if crew.chief:
+        callbacks.append(JsonLines() if command.json else LiveTable(console))
+        if command.tensorboard == "on" or (command.tensorboard == "auto" and find_spec("tensorboard")):
+            callbacks.append(TensorBoard(folder / "tensorboard"))
+    try:
+        summary = run(config, folder, callbacks=callbacks, command=text, world=world)
+    except Interrupted as stop:
+        where = shlex.join(["unlocked", "train", "--resume", str(folder)])
+        sentence = f"Stopped; everything so far is saved in {folder}. Go on with: {where}"
+        raise interrupted(sentence, "terminate" if stop.terminated else None) from stop
+    if crew.chief:
+        _tell(command, folder, summary, console)
+    return 0
+
+
+def _where(cluster: Cluster) -> str:
+    hosts = len(set(cluster.hosts))
+    return (
+        f"{cluster.size} processes on {hosts} host{'s' * (hosts > 1)}, interface {cluster.interface.name} "
+        f"({cluster.interface.address})"
+    )
+
+
+def _tell(command: Train, folder: Path, summary: dict[str, Any], console: Console) -> None:
+    if command.json:
+        print(json.dumps({"event": "result", "run": str(folder), **summary}), flush=True)
+        return
+    ensemble = "" if summary["ensemble"] is None else f", ensemble {in_percent(summary['ensemble'])}"
+    console.print(
+        f"test accuracy {in_percent(summary['accuracy'])}{ensemble}, {summary['samples_per_second']:,.0f} samples/s, "
+        f"peak activations {in_bytes(summary['activation_peak'])}. Report: "
+        f"{shlex.join(['unlocked', 'report', str(folder)])}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _fresh(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
+    """The configuration of a new run and its folder. Raises InvalidChoice, also if there is a run already."""
+    require_at_least("replicas", command.replicas, 1)
+    method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas)
+    config = resolve(command, method, command.seed, threads=cores())
+    chosen = command.run or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{method.slug}"
+    folder = Path(crew.broadcast(str(chosen)))
+    if crew.broadcast((folder / "config.json").exists()):
+        raise InvalidChoice(f"{folder} already holds a run; go on with --resume {folder}, or give another --run.")
+    return config, folder
+
+
+def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
+    """The configuration found in the folder. Raises InvalidChoice if another option contradicts it."""
+    folder = command.resume
+    assert folder is not None
+    config = read_config(folder)
+    free = ("run", "resume", "tensorboard", "json", "device", "world", "interface", "stuck_after")
+    for field in dataclasses.fields(Train):
+        given = getattr(command, field.name)
+        if field.name not in free and given != field.default and given != getattr(config, field.name):
+            option = "--" + field.name.replace("_", "-")
+            raise InvalidChoice(f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.")
+    return config, folder

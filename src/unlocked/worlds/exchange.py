@@ -1,0 +1,114 @@
+"""The exchanges of a group, as programs of one member: what it sends to whom, and in which order it sums.
+
+    mean     a reduce-scatter and an all-gather. Member r owns the r-th part of the values: it gets that part from all others,
+             sums in the order of the replicas, divides, and sends the result to all. 2(N−1)/N of the payload leaves a member.
+    take     only entries whose owner is another member travel, from the owner to the taker.
+    gather   everybody's tensor to everybody.
+
+The order of the sum does not depend on who is first or where a member lives, so the numbers are the same in every world
+(a backend's own all-reduce gives no such promise). Parts of different dtype are reduced one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Member(Protocol):
+    """What a program of this file needs: its place among the others, and a way to each."""
+
+    rank: int
+    size: int
+
+    def put(self, to: int, x: Tensor) -> None:
+        """Send to a member; never waits."""
+
+    def get(self, source: int) -> Awaitable[Tensor]:
+        """The next tensor from a member."""
+
+
+def bounds(count: int, size: int) -> list[int]:
+    """Where each of `size` parts of `count` values begins, and the end: parts differ by one value at most."""
+    return [count * part // size for part in range(size + 1)]
+
+
+def ordered_mean(rows: Sequence[Tensor]) -> Tensor:
+    """Mean of tensors of one shape, summed from the first upwards, then divided: the one order all worlds use."""
+    total = rows[0] + rows[1]
+    for x in rows[2:]:
+        total += x
+    return total.div_(len(rows))
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of the tensors of each dtype, in the order in which dtypes come."""
+    found: dict[torch.dtype, list[int]] = {}
+    for position, x in enumerate(tensors):
+        found.setdefault(x.dtype, []).append(position)
+    return list(found.values())
+
+
+def mean_bytes(tensors: Sequence[Tensor], rank: int, size: int) -> int:
+    """Payload bytes that leave member `rank` in a mean: its share of the scatter, and its part to all others."""
+    sent = 0
+    for positions in by_dtype(tensors):
+        count = sum(tensors[position].numel() for position in positions)
+        edges = bounds(count, size)
+        own = edges[rank + 1] - edges[rank]
+        sent += (count - own + own * (size - 1)) * tensors[positions[0]].element_size()
+    return sent
+
+
+async def mean(member: Member, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Element-wise mean of each tensor over the members."""
+    means: list[Tensor] = list(tensors)
+    for positions in by_dtype(tensors):
+        flat = await _flat_mean(member, torch.cat([tensors[position].reshape(-1) for position in positions]))
+        for position, part in zip(positions, flat.split([tensors[position].numel() for position in positions])):
+            means[position] = part.view(tensors[position].shape)
+    return means
+
+
+async def _flat_mean(member: Member, values: Tensor) -> Tensor:
+    edges = bounds(len(values), member.size)
+    parts = [values[begin:end] for begin, end in pairwise(edges)]
+    others = [other for other in range(member.size) if other != member.rank]
+    for other in others:
+        member.put(other, parts[other])
+    rows = [parts[member.rank] if other == member.rank else await member.get(other) for other in range(member.size)]
+    mine = ordered_mean(rows)
+    for other in others:
+        member.put(other, mine)
+    return torch.cat([mine if other == member.rank else await member.get(other) for other in range(member.size)])
+
+
+async def take(member: Member, values: Tensor, owners: Tensor) -> Tensor:
+    """Entry i of the result is entry i of the values of member owners[rank, i]. `owners`: (N, k), alike everywhere."""
+    for other in range(member.size):
+        wanted = owners[other] == member.rank
+        if other != member.rank and bool(wanted.any()):
+            member.put(other, values[wanted])
+    taken = values.clone()
+    for other in range(member.size):
+        where = owners[member.rank] == other
+        if other != member.rank and bool(where.any()):
+            taken[where] = await member.get(other)
+    return taken
+
+
+def take_bytes(values: Tensor, owners: Tensor, rank: int) -> int:
+    """Payload bytes that leave member `rank`: a permutation, so as many entries leave a member as come to it."""
+    return int((owners[rank] != rank).sum()) * values.element_size()
+
+
+async def gather(member: Member, x: Tensor) -> list[Tensor]:
+    """Everybody's tensor, in the order of the members."""
+    others = [other for other in range(member.size) if other != member.rank]
+    for other in others:
+        member.put(other, x)
+    return [x if other == member.rank else await member.get(other) for other in range(member.size)]

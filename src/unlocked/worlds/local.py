@@ -1,0 +1,84 @@
+"""What worlds have in common whose workers compute in this process: mailboxes, the record, the calling of functions."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..timeline import Act, Timeline
+from ..worker import Place, Worker
+from .scheduler import Scheduler, Wait
+
+Key = tuple[Place, Place, str]  # from, to, channel
+
+
+class LocalWorkers:
+    """Mailboxes of the workers here, first in, first out; what they compute is timed and recorded."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[Key, deque[Tensor]] = defaultdict(deque)
+        self._scheduler = Scheduler()
+        self._timeline = Timeline()
+
+    def _deliver(self, key: Key, x: Tensor) -> None:
+        """Put into the mailbox; wakes a worker that waits for it."""
+        self._boxes[key].append(x)
+        self._scheduler.wake(key)
+
+    async def _take(self, key: Key) -> Tensor:
+        """The oldest message; waits while there is none."""
+        box = self._boxes[key]
+        while not box:
+            await Wait(key, lambda: f"channel {key[2]!r} from {key[0]}")
+        return box.popleft()
+
+    async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
+        """Compute now."""
+        begin = time.perf_counter()
+        result = here.compute(function, arguments)
+        self._timeline.acts.append(
+            Act(kind, here.replica, here.stage, here.micro_batch, here.version, 0, begin, time.perf_counter())
+        )
+        return result
+
+    async def until(self, here: Worker, when: float) -> None:
+        """There is no clock here: it is always late enough."""
+
+    def _record(
+        self,
+        here: Worker,
+        kind: str,
+        channel: str,
+        size: int,
+        there: Place | None,
+        begin: float | None = None,
+        *,
+        waited: bool = False,
+        wire: int = 0,
+    ) -> None:
+        """An S, R or M. `waited`: it lasted from `begin` till now; otherwise it is a moment."""
+        start = time.perf_counter() if begin is None else begin
+        end = time.perf_counter() if waited else start
+        self._timeline.acts.append(
+            Act(kind, here.replica, here.stage, here.micro_batch, here.version, size, start, end, channel, there, wire)
+        )
+
+
+def bytes_of(x: Tensor) -> int:
+    """Payload of a message."""
+    return x.numel() * x.element_size()
+
+
+def places(replicas: int, stages: int) -> list[Place]:
+    """All places of a mesh of N replicas × J stages, replica by replica."""
+    return [Place(replica, stage) for replica in range(replicas) for stage in range(stages)]
+
+
+def on(device: torch.device | None, x: Tensor) -> Tensor:
+    """The tensor where a worker computes."""
+    return x if device is None or x.device == device else x.to(device)

@@ -1,0 +1,119 @@
+"""Coroutines interleaved in one process: who is ready goes on, who waits is woken by a key.
+
+Every world that keeps workers in a process uses it. Besides the workers' programs there are tasks: exchanges that go on beside
+a program (an all-reduce beside the backward).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable
+from typing import Any, NamedTuple
+
+from ..worker import Worker
+
+
+class Wait:
+    """Awaited by a worker that cannot go on; `key` is what wakes it, `words` what it says when nothing does."""
+
+    __slots__ = ("key", "words")
+
+    def __init__(self, key: Hashable, words: Callable[[], str]) -> None:
+        self.key, self.words = key, words
+
+    def __await__(self) -> Generator[Wait, None, None]:
+        yield self
+
+
+class _Running(NamedTuple):
+    worker: Worker
+    program: Coroutine[Any, Any, None]
+    beside: bool  # a task, not the worker's program
+
+
+class Task:
+    """Something that goes on beside a program; await it for its result."""
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        self._words = words
+        self._done, self._result = False, None
+
+    def finish(self, result: Any) -> None:
+        """Its result is there."""
+        self._done, self._result = True, result
+
+    def __await__(self) -> Generator[Wait, None, Any]:
+        while not self._done:
+            yield Wait(self, self._words)
+        return self._result
+
+
+class Scheduler:
+    """Ready and waiting coroutines of the workers of this process."""
+
+    def __init__(self) -> None:
+        self._ready: deque[_Running] = deque()
+        self._waiting: dict[Hashable, list[tuple[_Running, Wait]]] = {}
+
+    def start(self, programs: Iterable[tuple[Worker, Coroutine[Any, Any, None]]]) -> None:
+        """Add the workers' programs."""
+        self._ready.extend(_Running(worker, program, False) for worker, program in programs)
+
+    def spawn(self, worker: Worker, work: Coroutine[Any, Any, Any], words: Callable[[], str]) -> Task:
+        """Run `work` beside the worker's program, up to its first wait at once."""
+        task = Task(words)
+
+        async def body() -> None:
+            task.finish(await work)
+            self.wake(task)
+
+        self._advance(_Running(worker, body(), True))
+        return task
+
+    def run_ready(self) -> None:
+        """Let everybody go on until all wait or are done."""
+        while self._ready:
+            self._advance(self._ready.popleft())
+
+    def run_tasks(self) -> None:
+        """Let only tasks go on: called from inside a program's computation."""
+        for running in [running for running in self._ready if running.beside]:
+            self._ready.remove(running)
+            self._advance(running)
+
+    def wake(self, key: Hashable) -> None:
+        """Whoever waits for this key is ready."""
+        # whoever is woken goes first: a replica's backward ends before the next replica's forward fills the memory
+        for running, _ in self._waiting.pop(key, ()):
+            self._ready.appendleft(running)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody is ready and nobody waits."""
+        return not self._ready and not self._waiting
+
+    def stuck(self) -> str:
+        """Who waits for what."""
+        waits = {
+            f"{running.worker.place} waits for {wait.words()}"
+            for row in self._waiting.values()
+            for running, wait in row
+        }
+        return "; ".join(sorted(waits))
+
+    def close(self) -> None:
+        """End all coroutines."""
+        for running in self._ready:
+            running.program.close()
+        for row in self._waiting.values():
+            for running, _ in row:
+                running.program.close()
+        self._ready.clear()
+        self._waiting.clear()
+
+    def _advance(self, running: _Running) -> None:
+        try:
+            wait = running.program.send(None)
+        except StopIteration:
+            return
+        self._waiting.setdefault(wait.key, []).append((running, wait))

@@ -1,0 +1,101 @@
+"""The distributed world gives the in-process world's parameters, bit for bit, and its processes end by themselves."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from processes import run_processes
+from unlocked.worlds import Distributed
+
+from methods import consensus_rules, credits, data, mlp, trainer
+
+NAMES = [(credit.name, rule.name) for credit, rule in itertools.product(credits(), consensus_rules())]
+TRAIN, TEST = data(72, dtype=torch.float32), data(60, 1, dtype=torch.float32)
+
+
+def session(credit, rule, world=None, **options):
+    """Two replicas of two stages with everything on: momentum, schedule, clipping, accumulation, dropout, BatchNorm."""
+    options = {
+        "model": mlp(2, norm=True, dropout=0.2, dtype=torch.float32),
+        "stages": 2,
+        "replicas": 2,
+        "schedule": lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 20),
+        "clip": 5.0,
+        "accumulate": 2,
+        "seed": 3,
+    } | options
+    make = {row.name: row.make for row in [*credits(), *consensus_rules()]}
+    return trainer(make[credit](), make[rule](), world=world, **options)
+
+
+def here(session):
+    """The tensors of the workers of this process, by replica, stage and name."""
+    return {
+        (weights.worker.replica, weights.worker.stage, name): x.detach().clone()
+        for weights in session.weights
+        for name, x in torch.nn.Module.state_dict(weights.stage).items()
+    }
+
+
+def outcome(session):
+    """Everything that must be alike in all worlds after 20 steps or so."""
+    records = session.fit(TRAIN, 4, batch_size=12, validate=TEST)
+    kept = ("epoch", "step", "losses", "bytes", "validation", "learning_rates", "samples")
+    average = session.averaged()
+    return (
+        here(session),
+        [{name: record[name] for name in kept} for record in records],
+        None if average is None else dict(average.state_dict()),
+        session.ensemble(TEST.x),
+    )
+
+
+def on_processes(cluster, names, links, options):
+    torch.manual_seed(100 + cluster.rank)  # the user's own random state must not matter
+    found = []
+    for credit, rule in names:
+        with Distributed(cluster, links=links) as world:
+            found.append(outcome(session(credit, rule, world, **options)))
+    return found
+
+
+def compare(processes, names, links="auto", **options):
+    found = run_processes(on_processes, processes, names, links, options)
+    for k, (credit, rule) in enumerate(names):
+        parameters, records, average, together = outcome(session(credit, rule, **options))
+        merged = {}
+        for rows in found:
+            merged |= rows[k][0]
+        assert merged.keys() == parameters.keys()
+        odd = [name for name, x in parameters.items() if not torch.equal(x, merged[name])]
+        assert not odd, f"{credit}/{rule}: these differ: {odd}"
+        for rows in found:
+            assert rows[k][1] == records, f"{credit}/{rule}"
+        assert all(torch.equal(x, found[0][k][2][name]) for name, x in average.items())
+        assert torch.equal(together, found[0][k][3])
+        assert all(rows[k][2] is None and rows[k][3] is None for rows in found[1:])
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_pair_on_four_processes_equals_in_process(part):
+    compare(4, NAMES[part::4])
+
+
+def test_two_workers_a_process():
+    compare(2, NAMES[::3])
+
+
+def test_uneven_placement_and_three_replicas():
+    compare(4, [("interlocking1", "all-reduce"), ("dgl", "wash"), ("backprop", "independent")], replicas=3, stages=3)
+
+
+def test_over_gloo():
+    compare(2, [("backprop", "wash"), ("dgl", "all-reduce"), ("interlocking1", "independent")], links="gloo")
+
+
+def test_batchnorm_policies():
+    compare(2, [("dgl", "wash")], batchnorm="average")
+    compare(2, [("dgl", "wash")], batchnorm="refresh")
