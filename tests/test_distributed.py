@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from processes import run_processes
 from unlocked.worlds import Distributed
 
 from methods import consensus_rules, credits, data, mlp, trainer
+from processes import run_processes
 
 NAMES = [(credit.name, rule.name) for credit, rule in itertools.product(credits(), consensus_rules())]
 TRAIN, TEST = data(72, dtype=torch.float32), data(60, 1, dtype=torch.float32)

@@ -1,6 +1,7 @@
 """The command line: `unlocked train | compare | launch | methods | report | trace | export | doctor`.
 
-Exit codes: 0 done (also when SIGTERM made it save and stop), 1 training failed, 2 bad input, 130 stopped by Ctrl-C. Errors are one sentence.
+Exit codes: 0 done (also when SIGTERM made it save and stop), 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
+Errors are one sentence.
 """
 
 from __future__ import annotations

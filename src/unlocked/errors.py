@@ -43,7 +43,12 @@ class CannotJoin(UnlockedError, ConnectionError):
 
 
 class LostProcess(UnlockedError, ConnectionError):
-    """Another process of the run died, hangs, or failed; the sentence names it."""
+    """Another process of the run died, hangs, or failed; the sentence names it.
+
+    `located`: whether the sentence says already from where to go on.
+    """
+
+    located = False
 
 
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:

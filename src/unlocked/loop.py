@@ -75,7 +75,7 @@ class EpochBook:
     def merged(cls, books: Iterable[dict[str, Any]]) -> EpochBook:
         """One book from those of all processes, which each have done the same updates."""
         whole = cls()
-        for book in map(lambda entries: cls(**entries), books):
+        for book in (cls(**entries) for entries in books):
             whole.losses |= book.losses  # a worker lives on one process
             whole.samples = max(whole.samples, book.samples)
             whole.seconds = max(whole.seconds, book.seconds)

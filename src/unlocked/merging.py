@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .chain import Chain
+from .consensus.base import Store
+from .restore import describe_optimizer, describe_schedule
 from .timeline import Timeline
 from .worlds import Distributed
 
@@ -29,6 +31,13 @@ def fingerprint(trainer: Trainer, chain: Chain) -> dict[str, Any]:
         "the parameters": sorted([name, list(x.shape), str(x.dtype)] for name, x in chain.state_dict().items()),
         "the initial weights (seed them alike)": digest(chain),
     }
+
+
+def fingerprint_of_updates(store: Store) -> dict[str, Any]:
+    """The same of what updates the weights; options that are no plain values are left out."""
+    described = describe_optimizer(store.optimizer)
+    defaults = {key: repr(value) for key, value in described["defaults"].items() if not isinstance(value, torch.Tensor)}
+    return {"the optimizer": [described["class"], defaults], "the schedule": describe_schedule(store.scheduler)}
 
 
 def digest(chain: Chain) -> str:
@@ -55,7 +64,7 @@ def measured_steps(trainer: Trainer) -> dict[str, Any]:
     return {
         "measured": isinstance(world, Distributed),
         "ranks": [[*place, rank] for place, rank in ranks.items()],
-        "steps": [trainer.steps - len(kept), trainer.steps],
+        "steps": [trainer.steps - len(kept) + 1, trainer.steps],
         "acts": merged,
     }
 

@@ -3,6 +3,7 @@
 RUN/config.json     the resolved configuration
 RUN/events.jsonl    one line per epoch, and each start and stop
 RUN/step.json       the timeline of the last training step, the activation curve of the first
+RUN/timeline.json   the acts of the latest steps of all processes, on one clock (`unlocked trace` makes RUN/trace.json of it)
 RUN/summary.json    what came out; written when the run is complete, so its presence says so
 RUN/checkpoint/     see checkpoint.py
 """

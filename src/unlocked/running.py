@@ -228,7 +228,8 @@ def _checkpoint_every(config: RunConfig) -> int:
 def _begin(config: RunConfig, folder: Path, trainer: Trainer, command: str) -> None:
     """Write what is known before the first step; what a run that never came to a checkpoint had logged goes."""
     (folder / "events.jsonl").unlink(missing_ok=True)
-    (folder / "step.json").unlink(missing_ok=True)
+    for name in ("step.json", "timeline.json"):
+        (folder / name).unlink(missing_ok=True)
     write_json(
         folder / "config.json",
         {

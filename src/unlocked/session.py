@@ -27,13 +27,14 @@ from .data import as_data
 from .errors import InvalidChoice, LostProcess, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate
 from .loop import EpochBook, Interrupt, Interrupted, Losses, interrupted, mean_losses, random_state_kept
-from .merging import fingerprint, measured_steps
+from .merging import fingerprint, fingerprint_of_updates, measured_steps
 from .probes.memory import SavedBytes
 from .rng import seed_of
 from .saving import load_state, save_state
+from .sharding import local
 from .timeline import Timeline
 from .worker import Worker
-from .worlds import InProcess, World
+from .worlds import Distributed, InProcess, World
 
 
 class Trainer:
@@ -105,6 +106,7 @@ class Trainer:
             chain.train()  # a model that comes in evaluation mode as a whole; parts frozen by hand stay as they are
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
+        _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
         self.workers: list[Worker] = self.world.mesh(replicas, self.stages, seed, self._context(), self.device)
         if self.crew.size > 1:
             self.crew.agree(fingerprint(self, chain), "the trainer")
@@ -112,6 +114,8 @@ class Trainer:
         self.chains = [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
         self._empty_what_is_elsewhere()
         self.weights = [self._make_weights(worker, optimizer, schedule) for worker in self.workers]
+        if self.crew.size > 1:
+            self.crew.agree(fingerprint_of_updates(self.weights[0].store), "the trainer")
         self.timeline = Timeline()
         self.recent: deque[Timeline] = deque(maxlen=21)
         self.measured: dict[str, Any] | None = None
@@ -160,7 +164,8 @@ class Trainer:
                     f"{type(part).__name__} wants to be called with a loss, which stages that learn side by side do not "
                     "share; give an optimizer and a schedule that step by themselves."
                 )
-        store = Store(made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm)
+        overlap = self.credit.one_backward
+        store = Store(made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm, overlap)
         return self.consensus.weights(worker, chain, store, self.seed)
 
     # ---- one step --------------------------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ class Trainer:
             with random_state_kept(self.device):
                 self.timeline = self.world.run(programs)
         except LostProcess as lost:
-            raise LostProcess(f"{lost} {self._where_to_go_on()}") from lost
+            raise self._located(lost) from lost
         except BaseException:
             for weights in self.weights:
                 weights.forget()
@@ -199,10 +204,14 @@ class Trainer:
         self.recent.append(self.timeline)
         return self._losses()
 
-    def _where_to_go_on(self) -> str:
-        if self.last_checkpoint is None:
-            return "Nothing was saved yet."
-        return f"The last checkpoint is {self.last_checkpoint}."
+    def _located(self, lost: LostProcess) -> LostProcess:
+        """The sentence, and from where to go on."""
+        if lost.located:
+            return lost
+        known = "Nothing was saved yet." if self.last_checkpoint is None else f"The last checkpoint is {self.last_checkpoint}."
+        located = LostProcess(f"{lost} {known}")
+        located.located = True
+        return located
 
     def _program(self, worker: Worker, k: int, batches: list[Batch]) -> tuple[Worker, Any]:
         stage = self.chains[worker.replica][worker.stage]
@@ -276,6 +285,11 @@ class Trainer:
                 f"go on with Trainer.resume({str(checkpoint)!r}).",
                 self.crew.stopped_by,
             ) from stop
+        except LostProcess as lost:
+            raise self._located(lost) from lost
+        except BaseException as error:
+            self.crew.fail(error)
+            raise
         finally:
             for callback in callbacks:
                 callback.on_stop(self, reason)
@@ -363,7 +377,7 @@ class Trainer:
 
     def _first_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """The first step of a session runs under the meter of saved bytes; its values are the same."""
-        parameters = [parameter for chain in self.chains for parameter in chain.parameters()]
+        parameters = [local(parameter) for chain in self.chains for parameter in chain.parameters()]
         with SavedBytes(ignore=parameters) as meter:
             losses = self._update(shares)
         self.activation_peak, self.activation_curve = meter.peak, meter.curve
@@ -455,6 +469,17 @@ class Trainer:
             "device": device,
         }
         return load_state(cls, path, given)
+
+
+def _check_world(world: World, credit: CreditRule, consensus: ConsensusRule, workers: int) -> None:
+    """Rules that leave the communicating to PyTorch want a process for every worker."""
+    for rule in (credit, consensus):
+        if rule.needs_processes and (not isinstance(world, Distributed) or world.crew.size != workers):
+            raise InvalidChoice(
+                f"{rule.name} leaves the communicating to PyTorch and needs a process for each of the {workers} workers, got "
+                f"{world.crew.size}; start it with 'unlocked launch --processes {workers} -- train …' or compare with "
+                "--world distributed."
+            )
 
 
 def _device_of(chain: Chain) -> torch.device:

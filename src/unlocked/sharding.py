@@ -33,6 +33,11 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if is_part(x) else x.detach()  # type: ignore[attr-defined]
 
 
+def local(x: Tensor) -> Tensor:
+    """What this process holds of `x`: its part of a DTensor, anything else itself."""
+    return x.to_local() if is_part(x) else x  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def put(x: Tensor, value: Tensor) -> None:
     """Copy the whole tensor `value`, which every process must have, into `x`; nothing is sent."""

@@ -213,6 +213,8 @@ def _arrows(acts: Timeline, placed: dict[int, Placed], where: dict[Lane, dict[st
     for number, (sent, taken) in enumerate(acts.messages(), start=1):
         arrow = {"cat": "message", "name": sent.channel or "message", "id": number}
         begin, end = placed[id(sent)], placed[id(taken)]
+        if end.end < begin.start + 2 * TINY:  # of a record in which everyone waits; see _place
+            continue
         yield {"ph": "s", **arrow, **where[begin.lane], "ts": (begin.start + TINY // 2) / 1000}
         # bp e: bound to the slice around it, not to the next one
         yield {"ph": "f", "bp": "e", **arrow, **where[end.lane], "ts": (end.end - TINY // 2) / 1000}

@@ -21,7 +21,7 @@ from .callbacks import Callback, TensorBoard
 from .cluster import Cluster, Crew
 from .commands import Train
 from .config import RunConfig, cores, require_at_least, resolve
-from .errors import InvalidChoice, LostProcess, UnlockedError
+from .errors import InvalidChoice, LostProcess
 from .live import LiveTable, in_bytes, in_percent
 from .loop import interrupted
 from .method_names import Method, parse_call
@@ -53,7 +53,7 @@ def _world(command: Train) -> Iterator[World]:
         except (KeyboardInterrupt, LostProcess):
             raise
         except BaseException as error:
-            cluster.fail(str(error) if isinstance(error, UnlockedError) else f"{type(error).__name__}: {error}")
+            cluster.fail(error)
             raise
         finally:
             world.close()

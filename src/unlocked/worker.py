@@ -61,6 +61,19 @@ class Transport(Protocol):
 
     async def until(self, here: Worker, when: float) -> None: ...
 
+    def record(
+        self,
+        here: Worker,
+        kind: str,
+        channel: str,
+        size: int,
+        there: Place | None,
+        begin: float | None = None,
+        *,
+        waited: bool = False,
+        wire: int = 0,
+    ) -> None: ...
+
     def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> Any: ...
 
 
@@ -127,7 +140,8 @@ class Group:
     def begin_mean(self, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
         """As `mean`, begun now and going on beside the program where the world can; await what is returned.
 
-        May be called inside a computation. Exchanges begun at the same time need channels of different names.
+        May be called inside a computation. Exchanges begun at the same time need channels of different names; what follows a
+        slash in a name tells them apart and is left out of the record.
         """
         return self._here.transport.begin_mean(self._here, channel, tensors)
 
@@ -159,7 +173,8 @@ class Worker:
     """One stage of one replica.
 
     Attributes: `replica` i of `replicas.size` N, `stage` j of `stages` J (from 0); `below`, `above`: neighbours in depth;
-    `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `losses`: what `report` was given since the last step.
+    `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `losses`: what `report` was
+    given since the last step.
     """
 
     def __init__(

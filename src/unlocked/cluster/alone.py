@@ -29,6 +29,9 @@ class Alone:
     def agree(self, facts: dict[str, Any], where: str) -> None:
         """Nobody to differ from."""
 
+    def fail(self, error: BaseException) -> None:
+        """Nobody to tell."""
+
     def wish(self, kind: Wish) -> None:
         """Stop before the next step."""
         self.stopped_by = kind

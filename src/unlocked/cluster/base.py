@@ -33,6 +33,9 @@ class Crew(Protocol):
     def agree(self, facts: dict[str, Any], where: str) -> None:
         """Check that all were told the same. Raises CannotJoin naming the first fact that differs, and on whom."""
 
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this process cannot go on, and why."""
+
     def wish(self, kind: Wish) -> None:
         """Ask all of them to stop after a whole step. Safe in a signal handler."""
 

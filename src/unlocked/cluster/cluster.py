@@ -7,11 +7,12 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from ..errors import CannotJoin, LostProcess
+from ..errors import CannotJoin, LostProcess, UnlockedError
 from .agreement import Agreement
 from .base import Wish
 from .clock import clock_offset
@@ -27,8 +28,8 @@ class Cluster:
     """All processes of a run, seen from one. Made by `join`; `close` at the end.
 
     Attributes: `rank`, `size`; `members` (a table of who they are); `hosts` (one key per rank, equal where shared memory
-    works); `offsets` (seconds to add to each rank's clock to be on rank 0's); `interface` (of this process); `store`; `failure` (the sentence, once
-    something has gone wrong); `vitals` (what the heartbeat tells the others about this process).
+    works); `offsets` (seconds to add to each rank's clock to be on rank 0's); `interface` (of this process); `store`;
+    `failure` (the sentence, once something has gone wrong); `vitals` (what the heartbeat says of this process).
     """
 
     def __init__(self, seat: Seat, store: dist.Store, host: dist.Store | None, interface: Interface) -> None:
@@ -193,8 +194,12 @@ class Cluster:
         if self._heartbeat is not None:
             self._heartbeat.suspect(f"{self.name(rank)} is gone: {how}.")
 
-    def fail(self, sentence: str) -> None:
-        """Tell the others that this process cannot go on."""
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this process cannot go on, and why."""
+        if self.failure is not None:
+            return
+        reason = str(error) if isinstance(error, UnlockedError) else f"{type(error).__name__}: {error}"
+        sentence = self.failure = f"{self.name(self.rank)} failed: {reason}"
         with contextlib.suppress(RuntimeError):  # the store is gone, and so are they
             report(self.store, self.rank, sentence)
 
@@ -206,12 +211,21 @@ class Cluster:
             listener(sentence)
 
     def close(self) -> None:
-        """Leave: after a barrier if all is well, so that nobody takes it for a loss."""
+        """Leave: together with the others if all is well, so that nobody takes it for a loss."""
         if self._heartbeat is None:
             return
         with contextlib.suppress(LostProcess, RuntimeError):
             self.barrier()
-            if self._host is not None:
-                self.barrier()
         self._heartbeat.stop()
         self._heartbeat = None
+        with contextlib.suppress(RuntimeError):
+            self._leave_store()
+
+    def _leave_store(self) -> None:
+        """A store hosted here may go only when the others need it no more."""
+        if self.seat.hosted or self.size == 1 or self.failure is not None:
+            return
+        if self._host is None:
+            self.store.set(f"left/{self.rank}", "")
+        else:
+            self.store.wait([f"left/{rank}" for rank in range(1, self.size)], timedelta(seconds=10))

@@ -4,32 +4,116 @@
 
     N replicas, f_n the loss of replica n on its own shard of the batch. The replicas stay equal (BatchNorm statistics apart).
 
+With overlap, gradients are put into buckets in the order in which the backward completes them, and a full bucket's exchange
+begins while the backward goes on. Which bucket a gradient is in changes no number: the mean is element by element, and summed
+in the order of the replicas.
+
 Limits: N = 1 is ordinary training; N equal shards are one big batch (without BatchNorm, which sees its own shard only).
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor, nn
+
 from ..chain import Chain
+from ..errors import InvalidChoice
 from ..worker import Worker
 from .base import Consensus, Properties, Store, Weights
 
 
 class _MeanGradient(Weights):
+    """After the backward: the mean of all gradients at once."""
+
     async def reduce(self) -> None:
         # a parameter without a gradient here may have one in no replica: the programs are the same
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        means = await self.worker.replicas.mean("all-reduce", gradients)
-        if self.worker.replicas.size > 1:
-            for gradient, mean in zip(gradients, means):
-                gradient.copy_(mean)
+        _put(gradients, await self.worker.replicas.mean("all-reduce", gradients))
+
+
+class _Bucket:
+    """Parameters whose gradients travel together, and the exchange once it has begun."""
+
+    def __init__(self, channel: str, parameters: list[nn.Parameter]) -> None:
+        self.channel, self.parameters = channel, parameters
+        self.missing = len(parameters)
+        self.gradients: list[Tensor] = []
+        self.means: Awaitable[Sequence[Tensor]] | None = None
+
+
+class _Overlapped(Weights):
+    """Buckets whose exchange begins during the backward of the update's last micro-batch."""
+
+    def __init__(self, worker: Worker, chain: Chain, store: Store, bucket_bytes: int) -> None:
+        super().__init__(worker, chain, store)
+        self._buckets = [_Bucket(f"all-reduce/{k}", row) for k, row in enumerate(_rows(self.parameters, bucket_bytes))]
+        for bucket in self._buckets:
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._one_more(bucket))
+
+    def _one_more(self, bucket: _Bucket) -> None:
+        """A gradient of the bucket is complete; the last one lets the exchange begin."""
+        if self._pending + 1 < self.store.accumulate:
+            return
+        bucket.missing -= 1
+        if bucket.missing == 0:
+            self._begin(bucket)
+        self.worker.replicas.progress()
+
+    def _begin(self, bucket: _Bucket) -> None:
+        bucket.gradients = [parameter.grad for parameter in bucket.parameters if parameter.grad is not None]
+        bucket.means = self.worker.replicas.begin_mean(bucket.channel, bucket.gradients)
+
+    async def reduce(self) -> None:
+        for bucket in self._buckets:
+            if bucket.means is None:  # some of its parameters had no part in this loss
+                self._begin(bucket)
+        for bucket in self._buckets:
+            assert bucket.means is not None
+            _put(bucket.gradients, await bucket.means)
+        self._clear()
+
+    def forget(self) -> None:
+        super().forget()
+        self._clear()
+
+    def _clear(self) -> None:
+        for bucket in self._buckets:
+            bucket.missing, bucket.gradients, bucket.means = len(bucket.parameters), [], None
+
+
+def _rows(parameters: list[nn.Parameter], size: int) -> list[list[nn.Parameter]]:
+    """Parameters from the last to the first, as the backward reaches them, in rows of about `size` bytes."""
+    rows: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in reversed(parameters):
+        if room <= 0:
+            rows.append([])
+            room = size
+        rows[-1].append(parameter)
+        room -= parameter.numel() * parameter.element_size()
+    return rows
+
+
+def _put(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> None:
+    for gradient, mean in zip(gradients, means):
+        if mean is not gradient:
+            gradient.copy_(mean)
 
 
 @dataclass(frozen=True)
 class AllReduce(Consensus):
-    """Every update uses the mean gradient of all replicas; an epoch is split among them."""
+    """Every update uses the mean gradient of all replicas; an epoch is split among them.
+
+    Args:
+        bucket_mb: size of the buckets (10⁶ bytes) whose exchange begins during the backward; 0: one exchange after it.
+            Only under credit rules that complete a gradient in one backward (backprop, dgl, …); the others exchange after it.
+    """
+
+    bucket_mb: float = 1.0
 
     name: ClassVar[str] = "all-reduce"
     properties: ClassVar[Properties] = Properties(
@@ -42,5 +126,13 @@ class AllReduce(Consensus):
     )
     shares_data: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.bucket_mb < float("inf"):
+            raise InvalidChoice(
+                f"bucket_mb={self.bucket_mb} is not a size; give a number of at least 0 (0: no overlap)."
+            )
+
     def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
-        return _MeanGradient(worker, chain, store)
+        if self.bucket_mb == 0 or not store.overlap or worker.replicas.size == 1:
+            return _MeanGradient(worker, chain, store)
+        return _Overlapped(worker, chain, store, int(1e6 * self.bucket_mb))

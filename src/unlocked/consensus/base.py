@@ -44,7 +44,8 @@ class Store:
 
     optimizer: steps all parameters of the stage and its head. scheduler: its learning-rate schedule, stepped after every
     update (`clock="step"`) or by the session after every epoch ("epoch"). accumulate: micro-batches per update.
-    clip: largest norm of the stage's gradient, or None. batchnorm: see `Weights.write`.
+    clip: largest norm of the stage's gradient, or None. batchnorm: see `Weights.write`. overlap: whether a gradient is
+    complete once a backward has reached its parameter (`Credit.one_backward`), so that its exchange may begin at once.
     """
 
     optimizer: torch.optim.Optimizer
@@ -53,6 +54,7 @@ class Store:
     accumulate: int = 1
     clip: float | None = None
     batchnorm: BatchNormPolicy = "local"
+    overlap: bool = False
 
 
 class Weights:
@@ -124,7 +126,7 @@ class Consensus(ABC):
     shares_data: ClassVar[bool] = False  # True: the replicas split an epoch; False: each goes through all of it
     needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
 
-    def distribute(self, worker: Worker, stage: Stage) -> None:
+    def distribute(self, worker: Worker, stage: Stage) -> None:  # noqa: B027  # most rules have nothing to do here
         """Called once per worker before its optimizer is made: a rule may change the stage's modules in place."""
 
     @abstractmethod

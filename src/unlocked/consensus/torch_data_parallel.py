@@ -131,9 +131,8 @@ def note(
     worker: Worker, kind: str, channel: str, size: int, there: Place | None = None, begin: float | None = None
 ) -> None:
     """Put into the timeline what torch has sent or received, `size` bytes; `begin`: since when the worker has waited."""
-    record = getattr(worker.transport, "record", None)
-    if record is not None:
-        record(worker, kind, channel, size, there, begin, waited=begin is not None, wire=0 if kind == "R" else size)
+    wire = 0 if kind == "R" else size
+    worker.transport.record(worker, kind, channel, size, there, begin, waited=begin is not None, wire=wire)
 
 
 def trained_parts(stage: Stage) -> Iterator[nn.Module]:

@@ -6,7 +6,8 @@ from .dgl import DGL
 from .greedy import Greedy
 from .interlocking import Interlocking
 from .predsim import PredSim
+from .torch_pipelining import GPipe, OneFOneB
 
-ALL: tuple[type[Credit], ...] = (Backprop, Greedy, DGL, PredSim, Interlocking)
+ALL: tuple[type[Credit], ...] = (Backprop, Greedy, DGL, PredSim, Interlocking, GPipe, OneFOneB)
 
-__all__ = ["ALL", "DGL", "Backprop", "Credit", "Greedy", "Interlocking", "PredSim"]
+__all__ = ["ALL", "DGL", "Backprop", "Credit", "GPipe", "Greedy", "Interlocking", "OneFOneB", "PredSim"]

@@ -38,6 +38,7 @@ class Backprop(SynchronousCredit):
         delay="0",
         objective="global",
     )
+    one_backward: ClassVar[bool] = True
 
     async def step(self, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
         x = leaf(worker, await worker.below.recv("activation", batch))

@@ -58,6 +58,7 @@ class DGL(SynchronousCredit):
         delay="0",
         objective="local",
     )
+    one_backward: ClassVar[bool] = True
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         return attach_heads(chain, self.head, self.budget, seed, 0)

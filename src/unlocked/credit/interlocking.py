@@ -77,6 +77,7 @@ class Interlocking(SynchronousCredit):
         delay="0",
         objective="head d stages above",
     )
+    one_backward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.d, int) or self.d < 0:

@@ -26,6 +26,7 @@ from ..batch import Batch
 from ..chain import Stage
 from ..consensus.base import Weights
 from ..consensus.torch_data_parallel import ReducedInBackward
+from ..costs import run_once
 from ..errors import InvalidChoice
 from ..worker import Worker
 from .base import Credit, Properties
@@ -67,14 +68,14 @@ class TorchPipelining(Credit):
 
     async def _pipeline(self, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> Pipeline:
         """The pipeline for batches of this shape; every stage makes a new one at the same batch."""
-        from .torch_stage import Pipeline, example_output  # late: it takes a second
+        from .torch_stage import Pipeline  # late: it takes a second
 
         known = _PIPELINES.setdefault(weights, {})
         shape = (batch.x.shape, batch.x.dtype)
         if shape not in known:
             worker.at(batch.number * self.micro_batches)
             x = await worker.below.recv("example", batch._replace(x=batch.x[: len(batch.x) // self.micro_batches]))
-            h = await worker.run("F", example_output, stage, x)
+            h = await worker.run("F", run_once, stage.body, x)
             await worker.above.send("example", h)
             known[shape] = Pipeline(self.schedule, self.micro_batches, worker, stage, x, h)
         return known[shape]

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.distributed import P2POp
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
@@ -18,7 +17,6 @@ from ..batch import Batch
 from ..chain import Stage
 from ..consensus.base import Weights
 from ..consensus.torch_data_parallel import ReducedInBackward, expect_backward, note
-from ..costs import run_once
 from ..errors import UnlockedError
 from ..worker import Place, Worker
 from .base import objective
@@ -124,14 +122,6 @@ class Pipeline:
 
 def _bytes(operations: list[P2POp]) -> int:
     return sum(operation.tensor.numel() * operation.tensor.element_size() for operation in operations)
-
-
-def example_output(stage: Stage, x: Tensor) -> Tensor:
-    """What the stage makes of `x`; leaves no trace in it, sharded or not."""
-    h = run_once(stage.body, x)
-    if isinstance(stage.body, FSDPModule):
-        stage.body.reshard()
-    return h
 
 
 def at_once(computation: Awaitable[T]) -> T:

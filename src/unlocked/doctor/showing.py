@@ -48,8 +48,8 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _processes(report: Report) -> Table:
-    columns = ("rank", "host", "interface", "torch", "unlocked", "python", "threads", "cores", "memory", "/dev/shm")
-    table = _table("Processes; memory and shared memory that are free", *columns)
+    columns = ("rank", "host", "interface", "torch", "unlocked", "python", "threads", "memory", "/dev/shm")
+    table = _table("Processes: threads of cores; memory and shared memory that are free", *columns)
     table.columns[1].min_width, table.columns[2].min_width = 5, 10
     for facts in report.processes:
         table.add_row(
@@ -59,8 +59,7 @@ def _processes(report: Report) -> Table:
             facts.torch,
             facts.unlocked,
             facts.python,
-            str(facts.threads),
-            f"{min(len(facts.cores), facts.core_quota or math.inf):.2g}",
+            f"{facts.threads} of {min(len(facts.cores), facts.core_quota or math.inf):.2g}",
             in_bytes(facts.memory_free),
             in_bytes(facts.shared_memory_free),
         )

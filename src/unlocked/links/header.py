@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UnlockedError
 
 HEADER_BYTES = 192
-MESSAGE, GROW = 0, 1  # a tensor; the receiver needs room for bodies of so many bytes
+MESSAGE, GROW, END = 0, 1, 2  # a tensor; the receiver needs room for bodies of so many bytes; nothing comes any more
 
 _FORM = struct.Struct("<BBBB4xq8q8q")
 _DIMENSIONS = 8
@@ -93,3 +93,8 @@ def header_of(x: Tensor, slot: int = 0) -> Header:
 def room(size: int) -> Header:
     """A header that asks for room."""
     return Header(GROW, torch.uint8, (), (), 0, size)
+
+
+def goodbye() -> Header:
+    """A header that ends the channel."""
+    return Header(END, torch.uint8, (), (), 0, 0)

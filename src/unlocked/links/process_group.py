@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .header import GROW, HEADER_BYTES, Header, dense, header_of, room
+from .header import END, GROW, HEADER_BYTES, Header, dense, goodbye, header_of, room
 
 _FOR_EVER = timedelta(days=365)
 
@@ -89,6 +89,8 @@ class GroupSender:
                 with self._change:
                     self._queue.popleft()
                 self._sent()
+            _fill(buffer, goodbye())  # lets the receiving thread end: one left in gloo at exit aborts the process
+            group.send([buffer[:HEADER_BYTES]], 1, 0).wait()
         except RuntimeError as error:
             if not self._closing:
                 self._lost(_reason(error))
@@ -118,7 +120,8 @@ class GroupReceiver:
         self._closing = True
 
     def close(self) -> None:
-        """The thread sits in a receive that nothing wakes but the other side's end; it is left there."""
+        """Wait for the sender's goodbye. Without one the thread is left in its receive, which nothing else wakes."""
+        self._thread.join(2.0)
 
     def _work(self) -> None:
         try:
@@ -127,6 +130,8 @@ class GroupReceiver:
                 buffer = torch.empty(HEADER_BYTES + capacity, dtype=torch.uint8)
                 group.recv([buffer], 0, 0).wait()
                 header = Header.unpack(buffer[:HEADER_BYTES].numpy().tobytes())
+                if header.kind == END:
+                    return
                 if header.kind == GROW:
                     capacity = header.size
                 else:

@@ -1,7 +1,7 @@
 """Between two processes of one host: a ring of buffers in shared memory, and a Unix socket that says which one is full.
 
     sender   copies the tensor into a free slot, writes a header with the slot's number
-    receiver reads the header and hands out a tensor that lies in the slot; when its memory is no longer used, the slot goes back
+    receiver reads the header and hands out a tensor that lies in the slot; once its memory is unused, the slot goes back
 
 One copy per message. The memory belongs to no file (memfd), so nothing is left behind even if both are killed; a peer's death
 ends the socket at once. If the receiver keeps tensors for long, the last free slot is never kept: the message is copied out.
@@ -204,7 +204,7 @@ class _RingReceiver:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _receive(self) -> None:
-        lost: Lost = lambda reason: None
+        lost: Lost = print  # never called before the channel is known
         with contextlib.suppress(OSError):
             if (length := _exactly(self._socket, 4)) is None:
                 return

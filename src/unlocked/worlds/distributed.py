@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ from .local import Key, LocalWorkers, bytes_of, on
 from .placement import placement
 
 Links = Literal["auto", "shared-memory", "gloo"]
+_TOLD_WITHIN = 3.0  # seconds
 _ROOM = 2  # messages of a channel that may lie here untaken
 
 
@@ -70,7 +72,9 @@ class Distributed(LocalWorkers):
             )
         self._door = Door(self._open_channel)
         self._doors: list[str] = self.crew.share(self._door.address)
+        self._running = False  # inside `run`
         self.crew.on_failure(self._events.put)
+        self.crew.on_failure(self._abandon)
 
     def __enter__(self) -> Distributed:
         return self
@@ -87,6 +91,8 @@ class Distributed(LocalWorkers):
         device: torch.device | None = None,
     ) -> list[Worker]:
         """The workers placed on this process. Raises InvalidChoice (more processes than workers), CannotJoin."""
+        if self._ranks:
+            raise UnlockedError("This world has a mesh already; make another world for another trainer.")
         self.crew.agree({"replicas": replicas, "stages": stages, "seed": seed}, "the mesh")
         self._ranks = placement(replicas, stages, self.crew.size)
         for rank, member in enumerate(self.crew.members):
@@ -113,6 +119,7 @@ class Distributed(LocalWorkers):
         """
         self._timeline = Timeline()
         self._window += 1
+        self._running = True
         self._scheduler.start(programs)
         try:
             self._hold_back()
@@ -122,12 +129,39 @@ class Distributed(LocalWorkers):
                 self._scheduler.run_ready()
         except LostProcess:
             raise
+        except RuntimeError as error:
+            if (
+                self._groups and (sentence := self._who_is_lost()) is not None
+            ):  # torch only says that a connection broke
+                raise LostProcess(sentence) from error
+            self.crew.fail(error)
+            raise
         except BaseException as error:
-            self.crew.fail(f"{self.crew.name(self.crew.rank)} failed: {str(error) or type(error).__name__}")
+            self.crew.fail(error)
             raise
         finally:
+            self._running = False
             self._scheduler.close()
         return self._timeline
+
+    def _who_is_lost(self) -> str | None:
+        """The sentence about a lost process, if one comes within a few seconds (the launcher, or silence, tells)."""
+        deadline = time.monotonic() + _TOLD_WITHIN
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+                if isinstance(event, str):
+                    return event
+        return None
+
+    def _abandon(self, sentence: str) -> None:
+        """On the heartbeat's thread: a wait inside torch cannot be woken, so a process still in one soon ends here."""
+        if not self._groups:
+            return
+        time.sleep(_TOLD_WITHIN)
+        if self._running:
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def _hold_back(self) -> None:
         """Wait until what was sent in windows long past has left."""
@@ -166,13 +200,13 @@ class Distributed(LocalWorkers):
         """Into the link or, if the other lives here, into its mailbox; never waits."""
         begin = time.perf_counter()
         wire = self._put(here, there, channel, x)
-        self._record(here, "S", channel, bytes_of(x), there, begin, waited=True, wire=wire)
+        self.record(here, "S", channel, bytes_of(x), there, begin, waited=True, wire=wire)
 
     async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor:
         """The oldest message; the act lasts as long as the worker waited for it."""
         begin = time.perf_counter()
         x = await self._get(here, there, channel)
-        self._record(here, "R", channel, bytes_of(x), there, begin, waited=True)
+        self.record(here, "R", channel, bytes_of(x), there, begin, waited=True)
         return x
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -180,7 +214,7 @@ class Distributed(LocalWorkers):
         begin, member = time.perf_counter(), _Member(self, here, channel)
         means = await exchange.mean(member, tensors)
         size = exchange.mean_bytes(tensors, here.replica, here.replicas.size)
-        self._record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
+        self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
         return means
 
     def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
@@ -192,7 +226,7 @@ class Distributed(LocalWorkers):
         begin, member = time.perf_counter(), _Member(self, here, channel)
         taken = await exchange.take(member, values, owners)
         size = exchange.take_bytes(values, owners, here.replica)
-        self._record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
+        self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
         return taken
 
     async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]:
@@ -200,7 +234,7 @@ class Distributed(LocalWorkers):
         begin, member = time.perf_counter(), _Member(self, here, channel)
         rows = await exchange.gather(member, x)
         size = (here.replicas.size - 1) * bytes_of(x)
-        self._record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
+        self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
         return rows
 
     def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> dist.ProcessGroup:
@@ -308,7 +342,10 @@ class Distributed(LocalWorkers):
             if well:
                 self.crew.barrier()
         for link in links:
-            link.close()
+            if well or not isinstance(
+                link, GroupSender | GroupReceiver
+            ):  # a gloo thread may sit where nothing wakes it
+                link.close()
         if dist.is_initialized() and self._groups and well:
             dist.destroy_process_group()
         if self._own_cluster:

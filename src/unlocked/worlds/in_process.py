@@ -109,20 +109,20 @@ class InProcess(LocalWorkers):
 
     async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
         """Append to the mailbox; wakes a worker that waits for it."""
-        self._record(here, "S", channel, bytes_of(x), there)
+        self.record(here, "S", channel, bytes_of(x), there)
         self._deliver((here.place, there, channel), x)
 
     async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor:
         """Take the oldest message; waits while there is none."""
         x = await self._take((there, here.place, channel))
-        self._record(here, "R", channel, bytes_of(x), there)
+        self.record(here, "R", channel, bytes_of(x), there)
         return x
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Ordered mean; bytes are those that would leave the worker if the replicas were apart."""
         begin = time.perf_counter()
         result = await self._meet(here, channel, tensors, _mean_of_each)
-        self._record(here, "M", channel, mean_bytes(tensors, here.replica, here.replicas.size), None, begin)
+        self.record(here, "M", channel, mean_bytes(tensors, here.replica, here.replicas.size), None, begin)
         return result
 
     def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
@@ -138,14 +138,14 @@ class InProcess(LocalWorkers):
         begin = time.perf_counter()
         rows = await self._meet(here, channel, values, torch.stack)
         taken = rows.gather(0, owners[rank : rank + 1]).squeeze(0)
-        self._record(here, "M", channel, take_bytes(values, owners, rank), None, begin)
+        self.record(here, "M", channel, take_bytes(values, owners, rank), None, begin)
         return taken
 
     async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]:
         """Everyone's tensor; each worker sends its own to N−1 others."""
         begin = time.perf_counter()
         rows = await self._meet(here, channel, x, list)
-        self._record(here, "M", channel, (here.replicas.size - 1) * bytes_of(x), None, begin)
+        self.record(here, "M", channel, (here.replicas.size - 1) * bytes_of(x), None, begin)
         return rows
 
     def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> Any:

@@ -49,7 +49,7 @@ class LocalWorkers:
     async def until(self, here: Worker, when: float) -> None:
         """There is no clock here: it is always late enough."""
 
-    def _record(
+    def record(
         self,
         here: Worker,
         kind: str,
@@ -62,6 +62,7 @@ class LocalWorkers:
         wire: int = 0,
     ) -> None:
         """An S, R or M. `waited`: it lasted from `begin` till now; otherwise it is a moment."""
+        channel = channel.partition("/")[0]
         start = time.perf_counter() if begin is None else begin
         end = time.perf_counter() if waited else start
         self._timeline.acts.append(
