@@ -61,6 +61,11 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unpack(part, tensors) for key, part in inside}
 
 
+def shard_name(replica: int, stage: int) -> str:
+    """The name of a worker's shard."""
+    return f"replica-{replica}-stage-{stage}"
+
+
 class Writer:
     """Writes one checkpoint aside; `commit` makes it the newest. Used as a context manager, it cleans up on failure.
 

@@ -23,7 +23,6 @@ from rich.console import Console
 from . import __version__
 from .commands import COMMANDS, Compare, Doctor, Launch, Methods, Report, Trace, Train
 from .comparing import compare, default_folder, plan
-from .config import cores
 from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
 from .session import Interrupted
@@ -168,10 +167,9 @@ def _wrote(what: str, path: Path, as_json: bool) -> int:
 
 def _compare(command: Compare, text: str) -> int:
     folder = command.out or default_folder()
-    jobs = cores() if command.jobs is None else command.jobs
     if not command.methods:
         raise InvalidChoice("--methods needs at least one method; leave it out for the standard ten.")
-    made = plan(command.methods, command, command.seeds, jobs, folder, text)
+    made = plan(command.methods, command, command.seeds, command.jobs, folder, text, command.world, command.processes)
     console = _console()
     if not command.json:
         runs = len(made.methods) * made.seeds

@@ -28,6 +28,8 @@ class Train(Options):
     """Folder of the run; None: runs/<time>-<method>."""
     resume: Path | None = None
     """Go on with the run in this folder, with its own options; no others are needed."""
+    recut: int | None = None
+    """With --resume: go on with the network cut into this many stages (rules without heads only)."""
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """Also write TensorBoard files to RUN/tensorboard; auto: if it is installed."""
     world: Literal["in-process", "distributed"] = "in-process"
@@ -49,7 +51,7 @@ class Compare(Options):
     seeds: int = 3
     """Number of seeds, 0, 1, …"""
     jobs: int | None = None
-    """Runs at the same time, one process each; None: one per core."""
+    """Runs at the same time; None: as many as there are cores for their processes."""
     world: Literal["in-process", "distributed"] = "in-process"
     """distributed: every run on processes of its own."""
     processes: int | None = None

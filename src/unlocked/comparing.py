@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from .config import Options, RunConfig, require_at_least, resolve, resolve_device
+from .config import Options, RunConfig, cores, require_at_least, resolve, resolve_device
 from .errors import InvalidChoice
 from .live import LiveComparison, Progress, in_percent
-from .method_names import Method, parse_method
+from .method_names import Method, make_consensus, make_credit, parse_method
 from .run_files import alone_in, machine, read_json, versions, write_json, write_text
 from .running import is_complete, load_data, refuse_other_run
 from .table import as_markdown, row_of
@@ -50,28 +50,63 @@ class Comparison:
     seeds: int
     jobs: int
     command: str
+    world: str = "in-process"
+    processes: int | None = None  # of a distributed run; None: one per worker
+
+    def processes_of(self, config: RunConfig) -> int | None:
+        """How many processes a run has of its own, or None."""
+        if self.world == "in-process":
+            return None
+        workers = config.replicas * config.stages
+        return workers if self.processes is None else min(self.processes, workers)
 
     def run_folder(self, method: Method, seed: int) -> Path:
         """Where a run's files are."""
         return self.folder / "runs" / f"{method.slug}-seed{seed}"
 
 
-def plan(texts: Sequence[str], options: Options, seeds: int, jobs: int, folder: Path, command: str) -> Comparison:
-    """Check everything that can be checked before the first step. Raises InvalidChoice, BadData."""
+def plan(
+    texts: Sequence[str],
+    options: Options,
+    seeds: int,
+    jobs: int | None,
+    folder: Path,
+    command: str,
+    world: str = "in-process",
+    processes: int | None = None,
+) -> Comparison:
+    """Check everything that can be checked before the first step. Raises InvalidChoice, BadData.
+
+    jobs: runs at the same time; None: as many as the cores can serve.
+    """
     require_at_least("seeds", seeds, 1)
     require_at_least("jobs", jobs, 1)
+    require_at_least("processes", processes, 1)
+    if processes is not None and world == "in-process":
+        raise InvalidChoice("--processes is for runs on processes of their own; add --world distributed.")
     methods = [parse_method(text) for text in texts]
     slugs = [method.slug for method in methods]
     for method in methods:
         if slugs.count(method.slug) > 1:
             raise InvalidChoice(f"The method {str(method)!r} is given twice; give each once.")
     configs = {method: [resolve(options, method, seed, threads=1) for seed in range(seeds)] for method in methods}
-    made = Comparison(methods, configs, folder, options, seeds, jobs, command)
+    made = Comparison(methods, configs, folder, options, seeds, 1, command, world, processes)
+    busiest = max(made.processes_of(config) or 1 for rows in configs.values() for config in rows)
+    made = replace(made, jobs=max(1, cores() // busiest) if jobs is None else jobs)
     for method in methods:
+        _refuse_in_process(method, configs[method][0], world)
         for config in configs[method]:
             refuse_other_run(made.run_folder(method, config.seed), config)
     load_data(configs[methods[0]][0])  # bad data is one sentence here, not one per run
     return made
+
+
+def _refuse_in_process(method: Method, config: RunConfig, world: str) -> None:
+    for rule in (make_credit(method.credit, config.stages), make_consensus(method.consensus, config.stages)):
+        if rule.needs_processes and world == "in-process":
+            raise InvalidChoice(
+                f"{rule.name} leaves the communicating to PyTorch, between processes; add --world distributed."
+            )
 
 
 def compare(made: Comparison, console: Console, as_json: bool) -> list[dict[str, Any]]:
@@ -104,6 +139,8 @@ def _described(made: Comparison) -> dict[str, Any]:
         "seeds": made.seeds,
         **{name: entry for name, entry in first.items() if name not in per_run},
         "jobs": made.jobs,
+        "world": made.world,
+        "processes": made.processes,
         "machine": machine(first["device"]),
         "versions": versions(),
     }
@@ -112,7 +149,11 @@ def _described(made: Comparison) -> dict[str, Any]:
 def _tasks(made: Comparison) -> list[Task]:
     """Seed by seed, so that a comparison stopped early has all methods; the longest first, so that no worker idles."""
     rows = [
-        (config.seed, -method.replicas, Task(config, made.run_folder(method, config.seed), made.command))
+        (
+            config.seed,
+            -method.replicas,
+            Task(config, made.run_folder(method, config.seed), made.command, made.processes_of(config)),
+        )
         for method in made.methods
         for config in made.configs[method]
     ]

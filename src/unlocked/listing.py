@@ -17,7 +17,8 @@ _FIRST = ("name", "title", "source", "parameters")
 LEGEND = (
     "J stages, N replicas; Ψ_A bytes of a boundary activation, Ψ_P of the parameters; bytes are per batch and worker (credit), "
     "per update and replica (consensus); delay in updates. Sources: F Fournier's thesis, O Oyallon's habilitation, P Patel's "
-    "thesis, I Interlocking Backpropagation. Every credit rule works with every consensus rule."
+    "thesis, I Interlocking Backpropagation. Every credit rule works with every consensus rule; those named "
+    "torch-… are PyTorch's own and need the distributed world."
 )
 
 _HEADINGS = {"up": "bytes up", "down": "bytes down", "bytes": "bytes per update"}

@@ -147,13 +147,13 @@ def is_complete(folder: Path, config: RunConfig) -> bool:
     return (folder / "summary.json").exists() and read_config(folder) == config
 
 
-def refuse_other_run(folder: Path, config: RunConfig) -> None:
-    """Raises InvalidChoice if `folder` holds a run with other options."""
+def refuse_other_run(folder: Path, config: RunConfig, but: Sequence[str] = ()) -> None:
+    """Raises InvalidChoice if `folder` holds a run with other options, `but` these."""
     if not (folder / "config.json").exists():
         return
     before, now = read_config(folder).to_json(), config.to_json()
     for name, old in before.items():
-        if old != now[name]:
+        if old != now[name] and name not in but:
             raise InvalidChoice(
                 f"{folder} holds a run with {name} {old!r}, not {now[name]!r}; give another folder, or the same options."
             )
@@ -180,7 +180,7 @@ def run(
 def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command: str, world: World) -> dict[str, Any]:
     crew, checkpoint = world.crew, folder / "checkpoint"
     if crew.chief:
-        refuse_other_run(folder, config)
+        refuse_other_run(folder, config, but=("stages",))
     if crew.broadcast(crew.chief and is_complete(folder, config)):
         return crew.broadcast(crew.chief and read_json(folder / "summary.json"))
     torch.set_num_threads(_threads(config, world))
@@ -188,9 +188,10 @@ def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command
         keep_freed_memory()
     train, test = load_data(config)
     if crew.broadcast(any(checkpoint.glob("step-*"))):
-        trainer = Trainer.resume(checkpoint, device=config.device, world=world)
+        trainer = Trainer.resume(checkpoint, device=config.device, world=world, stages=config.stages)
         if crew.chief:
             forget_after(folder, trainer.epoch)
+            _note_stages(folder, config, trainer)
     else:
         trainer = make_trainer(config, train, world)
         if crew.chief:
@@ -210,6 +211,15 @@ def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command
         parameters = sum(costs.parameters(stage.body) for stage in trainer.chains[0])
         write_json(folder / "summary.json", summarise(folder, parameters))
     return crew.broadcast(crew.chief and read_json(folder / "summary.json"))
+
+
+def _note_stages(folder: Path, config: RunConfig, trainer: Trainer) -> None:
+    """A run that goes on with another number of stages says so in its configuration."""
+    file = folder / "config.json"
+    before = read_json(file)
+    if before["stages"] != config.stages:
+        recipe = trainer.chains[0].recipe
+        write_json(file, {**before, "stages": config.stages, "stage_sizes": recipe["sizes"] if recipe else None})
 
 
 def _threads(config: RunConfig, world: World) -> int:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from . import consensus, credit
 from .chain import Chain
-from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, unpack
+from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, shard_name, unpack
 from .cluster import Crew
 from .consensus.base import Weights
 from .cutting import from_recipe_of_chain
 from .errors import BadCheckpoint
 from .loop import EpochBook
+from .recutting import Shards, rename_losses
+from .recutting import cut_anew as cut_chain_anew
 from .restore import (
     describe_method,
     describe_optimizer,
@@ -27,7 +31,7 @@ from .restore import (
     restore_schedule,
 )
 from .sharding import load_optimizer, whole, whole_state
-from .worker import Place
+from .worlds.base import World
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -93,8 +97,8 @@ def _write_shards(trainer: Trainer, writer: Writer) -> None:
     for weights in trainer.weights:
         tensors, described = _shard(weights)
         if weights.writes_shard:
-            writer.tensors(_name(weights.worker.place), tensors)
-            writer.json(_name(weights.worker.place), described)
+            writer.tensors(shard_name(*weights.worker.place), tensors)
+            writer.json(shard_name(*weights.worker.place), described)
 
 
 def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
@@ -132,9 +136,8 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         raise BadCheckpoint(
             f"{reader.path / 'manifest.json'} lacks {', '.join(lacking)}; it was written by another version."
         )
-    chain = given["chain"] if given["chain"] is not None else _chain(reader)
-    if len(chain) != manifest["stages"]:
-        raise BadCheckpoint(f"The checkpoint has {manifest['stages']} stages, the given chain {len(chain)}.")
+    chain = _chain(reader, given["chain"], given["stages"])
+    _alike_everywhere(chain, given["world"])
     defaults = reader.tensors("defaults") if (reader.path / "defaults.safetensors").exists() else {}
     trainer = kind(
         chain,
@@ -146,19 +149,25 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         device=given["device"],
         **manifest["options"],
     )
+    cut_anew = len(chain) != manifest["stages"]
+    shards: dict[int, Shards] = {}
     for weights in trainer.weights:
-        _load_shard(weights, reader)
+        if cut_anew:
+            replica = weights.worker.replica
+            shards[replica] = shards.get(replica) or Shards(reader, replica)
+            _load_cut_anew(weights, shards[replica])
+        else:
+            _load_shard(weights, reader)
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
     trainer.sent_before.update(manifest["sent_before"])
     here = [f"{worker.replica}.{worker.stage}" for worker in trainer.workers]
-    trainer.book = EpochBook(**manifest["book"]).part(here, trainer.crew.chief)
+    book = EpochBook(**manifest["book"])
+    if cut_anew:
+        book.losses = rename_losses(book.losses, manifest["stages"], len(chain))
+    trainer.book = book.part(here, trainer.crew.chief)
     trainer.last_checkpoint = reader.path
     return trainer
-
-
-def _name(place: Place) -> str:
-    return f"replica-{place.replica}-stage-{place.stage}"
 
 
 def stage_tensors(chain: Chain, j: int) -> dict[str, Tensor]:
@@ -195,7 +204,7 @@ def _parameter_names(tensors: Mapping[str, Tensor], weights: Weights) -> list[st
 
 
 def _load_shard(weights: Weights, reader: Reader) -> None:
-    name = _name(weights.worker.place)
+    name = shard_name(*weights.worker.place)
     tensors, described = reader.tensors(name), reader.json(name)
     mine = stage_tensors(weights.chain, weights.worker.stage)
     copy_into(mine, {key: x for key, x in tensors.items() if key.startswith(("body.", "head."))}, name)
@@ -205,6 +214,24 @@ def _load_shard(weights: Weights, reader: Reader) -> None:
         weights.store.scheduler.load_state_dict(unpack(described["scheduler"], tensors))
 
 
+@torch.no_grad()
+def _alike_everywhere(chain: Chain, world: World | None) -> None:
+    """All weights are about to be read; until then processes that compare theirs must not find fresh random ones."""
+    if world is not None and world.crew.size > 1:
+        for parameter in chain.parameters():
+            parameter.zero_()
+
+
+def _load_cut_anew(weights: Weights, shards: Shards) -> None:
+    mine = stage_tensors(weights.chain, weights.worker.stage)
+    tensors, optimizer = shards.of(list(mine), _parameter_names(mine, weights))
+    copy_into(mine, tensors, f"stage {weights.worker.stage}")
+    weights.worker.version = shards.version
+    _put_back_optimizer(weights, mine, optimizer)
+    if weights.store.scheduler is not None and shards.scheduler is not None:
+        weights.store.scheduler.load_state_dict(copy.deepcopy(shards.scheduler))
+
+
 def _put_back_optimizer(weights: Weights, mine: Mapping[str, Tensor], state: dict[str, Any]) -> None:
     """Its entries are under the parameters' names."""
     index = {name: k for k, name in enumerate(_parameter_names(mine, weights))}
@@ -212,7 +239,20 @@ def _put_back_optimizer(weights: Weights, mine: Mapping[str, Tensor], state: dic
     load_optimizer(weights.store.optimizer, {**state, "state": entries})
 
 
-def _chain(reader: Reader) -> Chain:
+def _chain(reader: Reader, given: Chain | None, stages: int | None) -> Chain:
+    """The chain given, or that of the checkpoint. Raises BadCheckpoint."""
+    before = reader.manifest["stages"]
+    if given is None:
+        return _own_chain(reader) if stages in (None, before) else cut_chain_anew(reader, stages or 1)
+    if len(given) != (before if stages is None else stages):
+        raise BadCheckpoint(
+            f"The checkpoint has {before} stages, the given chain {len(given)}; to go on with another number of stages say so: "
+            f"Trainer.resume(path, chain=…, stages={len(given)})."
+        )
+    return given
+
+
+def _own_chain(reader: Reader) -> Chain:
     recipe = reader.manifest["recipe"]
     if recipe is None:
         raise BadCheckpoint(

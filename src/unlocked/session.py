@@ -208,7 +208,11 @@ class Trainer:
         """The sentence, and from where to go on."""
         if lost.located:
             return lost
-        known = "Nothing was saved yet." if self.last_checkpoint is None else f"The last checkpoint is {self.last_checkpoint}."
+        known = (
+            "Nothing was saved yet."
+            if self.last_checkpoint is None
+            else f"The last checkpoint is {self.last_checkpoint}."
+        )
         located = LostProcess(f"{lost} {known}")
         located.located = True
         return located
@@ -452,12 +456,14 @@ class Trainer:
         consensus: ConsensusRule | None = None,
         world: World | None = None,
         device: str | torch.device | None = None,
+        stages: int | None = None,
     ) -> Trainer:
         """The trainer as it was saved: going on equals never having stopped, bit for bit.
 
         What the checkpoint describes need not be given: a model of `ul.models` cut by `ul.cut`, optimizers and simple
         schedules of torch, the library's own rules. For the rest give the same objects as at first, above all `chain`.
-        Raises BadCheckpoint.
+        The world may be another one, on another number of processes. `stages`: go on with another number of stages, under
+        rules without heads; gradients are the same up to rounding then. Raises BadCheckpoint.
         """
         given: Mapping[str, Any] = {
             "chain": chain,
@@ -467,6 +473,7 @@ class Trainer:
             "consensus": consensus,
             "world": world,
             "device": device,
+            "stages": stages,
         }
         return load_state(cls, path, given)
 

@@ -27,7 +27,7 @@ _COLUMNS = (
 _SHORT = ("method", "test\nacc. %", "ens.\n%", "samples\n/s", "peak\nmemory", "up", "down", "repli-\ncas")
 _UNITS = (
     "Accuracy: mean ± std over seeds, of the averaged network; ens.: of the replicas' mean prediction. Peak: bytes kept for "
-    "backward, all stages and replicas. Up, down: bytes between stages, replicas: among replicas, per update and replica."
+    "backward, of all workers of a process. Up, down: bytes between stages, replicas: among replicas, per update and replica."
 )
 
 

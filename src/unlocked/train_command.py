@@ -124,6 +124,8 @@ def _tell(command: Train, folder: Path, summary: dict[str, Any], console: Consol
 def _fresh(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     """The configuration of a new run and its folder. Raises InvalidChoice, also if there is a run already."""
     require_at_least("replicas", command.replicas, 1)
+    if command.recut is not None:
+        raise InvalidChoice("--recut is for a run that goes on; add --resume RUN, or give --stages.")
     method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas)
     config = resolve(command, method, command.seed, threads=cores())
     chosen = command.run or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{method.slug}"
@@ -138,10 +140,11 @@ def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     folder = command.resume
     assert folder is not None
     config = read_config(folder)
-    free = ("run", "resume", "tensorboard", "json", "device", "world", "interface", "stuck_after")
+    free = ("run", "resume", "recut", "tensorboard", "json", "device", "world", "interface", "stuck_after")
     for field in dataclasses.fields(Train):
         given = getattr(command, field.name)
         if field.name not in free and given != field.default and given != getattr(config, field.name):
             option = "--" + field.name.replace("_", "-")
             raise InvalidChoice(f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.")
-    return config, folder
+    require_at_least("recut", command.recut, 1)
+    return (config if command.recut is None else dataclasses.replace(config, stages=command.recut)), folder

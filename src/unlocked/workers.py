@@ -10,6 +10,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -21,7 +23,7 @@ from typing import Any
 
 from .config import RunConfig
 from .errors import UnlockedError
-from .run_files import write_text
+from .run_files import read_json, write_json, write_text
 from .running import Stopper, run
 from .session import Interrupted
 
@@ -35,6 +37,7 @@ class Task:
     config: RunConfig
     folder: Path
     command: str = ""
+    processes: int | None = None  # of its own, by `unlocked launch`; None: it is trained in the worker itself
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,36 @@ def _work(connection: Connection, parent: int) -> None:
             connection.send(Outcome(task) if wish() else _outcome(task, wish))
 
 
+def _launched(task: Task, wish: _Wish) -> Outcome:
+    """Train on processes of its own: `train --resume` goes on with, or begins, what the folder's config.json says."""
+    write_json(task.folder / "config.json", {**task.config.to_json(), "command": task.command})
+    launch = [sys.executable, "-m", "unlocked", "launch", "--processes", str(task.processes), "--", "train"]
+    options = ["--resume", str(task.folder), "--world", "distributed", "--tensorboard", "off"]
+    with (task.folder / "launch.txt").open("w") as log:
+        process = subprocess.Popen([*launch, *options], stdout=log, stderr=subprocess.STDOUT)
+        told = False
+        while process.poll() is None:
+            if wish() and not told:
+                process.send_signal(signal.SIGINT)
+                told = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+    if process.returncode == 0:
+        return Outcome(task, summary=read_json(task.folder / "summary.json"))
+    if told:
+        return Outcome(task)
+    said = [line for line in (task.folder / "launch.txt").read_text().splitlines() if line.startswith("error: ")]
+    return Outcome(
+        task, failed=said[0].removeprefix("error: ") if said else f"It failed; see {task.folder}/launch.txt."
+    )
+
+
 def _outcome(task: Task, wish: _Wish) -> Outcome:
     report = task.folder / "error.txt"
     try:
         report.unlink(missing_ok=True)
+        if task.processes is not None:
+            return _launched(task, wish)
         return Outcome(task, summary=run(task.config, task.folder, callbacks=[Stopper(wish)], command=task.command))
     except Interrupted:
         return Outcome(task)

@@ -91,10 +91,11 @@ class Distributed(LocalWorkers):
         device: torch.device | None = None,
     ) -> list[Worker]:
         """The workers placed on this process. Raises InvalidChoice (more processes than workers), CannotJoin."""
-        if self._ranks:
-            raise UnlockedError("This world has a mesh already; make another world for another trainer.")
         self.crew.agree({"replicas": replicas, "stages": stages, "seed": seed}, "the mesh")
-        self._ranks = placement(replicas, stages, self.crew.size)
+        ranks = placement(replicas, stages, self.crew.size)
+        if self._ranks and self._ranks != ranks:
+            raise UnlockedError("This world has another mesh already; make another world for this one.")
+        self._ranks = ranks
         for rank, member in enumerate(self.crew.members):
             here = [str(place) for place, owner in self._ranks.items() if owner == rank]
             member["workers"] = ": " + ", ".join(here)
