@@ -99,3 +99,23 @@ def test_over_gloo():
 def test_batchnorm_policies():
     compare(2, [("dgl", "wash")], batchnorm="average")
     compare(2, [("dgl", "wash")], batchnorm="refresh")
+
+
+def backend_session(cluster, replicas, stages):
+    with Distributed(cluster, reduction="backend") as world:
+        made = session("backprop", "all-reduce", world, replicas=replicas, stages=stages)
+        made.fit(TRAIN, 2, batch_size=12)
+    return here(made), dict(made.bytes_sent)
+
+
+@pytest.mark.parametrize("replicas, stages", [(2, 2), (4, 1)])
+def test_the_backends_own_all_reduce_is_the_same_up_to_rounding(replicas, stages):
+    merged = {}
+    for found, _ in run_processes(backend_session, 4, replicas, stages):
+        merged |= found
+    made = session("backprop", "all-reduce", replicas=replicas, stages=stages)
+    made.fit(TRAIN, 2, batch_size=12)
+    expected = here(made)
+    if replicas == 2:  # a + b = b + a
+        assert all(torch.equal(merged[name], x) for name, x in expected.items())
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)

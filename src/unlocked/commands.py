@@ -34,6 +34,8 @@ class Train(Options):
     """Also write TensorBoard files to RUN/tensorboard; auto: if it is installed."""
     world: Literal["in-process", "distributed"] = "in-process"
     """distributed: one of several processes, as started by unlocked launch or torchrun."""
+    reduction: Literal["ordered", "backend"] = "ordered"
+    """Means over replicas: ordered, bit for bit as in process; or the backend's own all-reduce, alike up to rounding."""
     interface: str | None = None
     """Network interface, by name or address; None: that of the route to the rendezvous host."""
     stuck_after: float = 30.0

@@ -47,7 +47,7 @@ def _world(command: Train) -> Iterator[World]:
     cluster = Cluster.join(command.interface, stuck_after=command.stuck_after)
     cluster.on_failure(lambda sentence: _exit_soon(sentence, command.json))
     try:
-        world = Distributed(cluster)
+        world = Distributed(cluster, reduction=command.reduction)
         try:
             yield world
         except (KeyboardInterrupt, LostProcess):
@@ -140,7 +140,7 @@ def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     folder = command.resume
     assert folder is not None
     config = read_config(folder)
-    free = ("run", "resume", "recut", "tensorboard", "json", "device", "world", "interface", "stuck_after")
+    free = ("run", "resume", "recut", "tensorboard", "json", "device", "world", "reduction", "interface", "stuck_after")
     for field in dataclasses.fields(Train):
         given = getattr(command, field.name)
         if field.name not in free and given != field.default and given != getattr(config, field.name):

@@ -32,11 +32,13 @@ from ..rng import seed_of
 from ..timeline import Timeline
 from ..worker import Place, Worker
 from . import exchange
+from .backend import Reduced
 from .base import Program
 from .local import Key, LocalWorkers, bytes_of, on
 from .placement import placement
 
 Links = Literal["auto", "shared-memory", "gloo"]
+Reduction = Literal["ordered", "backend"]
 _TOLD_WITHIN = 3.0  # seconds
 _ROOM = 2  # messages of a channel that may lie here untaken
 
@@ -48,17 +50,25 @@ class Distributed(LocalWorkers):
         cluster: this process among them, closed by whoever made it; None: joined now, as the starter's environment says.
         links: "auto" (shared memory where two processes share a host, gloo elsewhere) or one of them for all.
         ahead: windows (steps) a process may be ahead of what it has sent, ≥ 1.
+        reduction: who computes a mean over replicas. "ordered": the library, summing in the order of the replicas, bit for bit
+            as in process. "backend": gloo's or NCCL's own all-reduce, in whatever order it likes: the sum of N values is then
+            good to about N units in the last place (equal bit for bit for N = 2), and every worker needs a process.
 
     `close` it at the end, or use it as a context manager. Raises CannotJoin, LostProcess.
     """
 
-    def __init__(self, cluster: Cluster | None = None, *, links: Links = "auto", ahead: int = 2) -> None:
+    def __init__(
+        self, cluster: Cluster | None = None, *, links: Links = "auto", ahead: int = 2, reduction: Reduction = "ordered"
+    ) -> None:
         super().__init__()
         choose("kind of links", links, ("auto", "shared-memory", "gloo"))
+        choose("reduction", reduction, ("ordered", "backend"))
+        if ahead < 1:
+            raise InvalidChoice(f"ahead={ahead} is not possible; a process must be allowed at least 1 window.")
         self.crew = cluster if cluster is not None else Cluster.join()
         self._own_cluster = cluster is None
         self._name = f"world-{self.crew.count_worlds()}"
-        self._links, self._ahead = links, ahead
+        self._links, self._ahead, self._reduction = links, ahead, reduction
         self._window = 0
         self._ranks: dict[Place, int] = {}
         self._events: queue.SimpleQueue[tuple[Key, Tensor] | str | None] = queue.SimpleQueue()
@@ -99,11 +109,14 @@ class Distributed(LocalWorkers):
         for rank, member in enumerate(self.crew.members):
             here = [str(place) for place, owner in self._ranks.items() if owner == rank]
             member["workers"] = ": " + ", ".join(here)
-        return [
+        workers = [
             Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
             for place, rank in self._ranks.items()
             if rank == self.crew.rank
         ]
+        if self._reduction == "backend" and replicas > 1:
+            self.process_group(workers[0], "replicas")  # now, when all come to it: later some would wait for others
+        return workers
 
     @property
     def ranks(self) -> dict[Place, int]:
@@ -211,7 +224,9 @@ class Distributed(LocalWorkers):
         return x
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Ordered mean over the replicas, wherever they live."""
+        """Mean over the replicas, wherever they live."""
+        if self._reduction == "backend":
+            return await self._backend_mean(here, channel, tensors)
         begin, member = time.perf_counter(), _Member(self, here, channel)
         means = await exchange.mean(member, tensors)
         size = exchange.mean_bytes(tensors, here.replica, here.replicas.size)
@@ -220,6 +235,8 @@ class Distributed(LocalWorkers):
 
     def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
         """The mean, begun now and going on beside the program."""
+        if self._reduction == "backend":
+            return self._backend_mean(here, channel, tensors)
         return self._scheduler.spawn(here, self.mean(here, channel, tensors), lambda: f"the exchange {channel!r}")
 
     async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor:
@@ -237,6 +254,14 @@ class Distributed(LocalWorkers):
         size = (here.replicas.size - 1) * bytes_of(x)
         self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
         return rows
+
+    def _backend_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Reduced:
+        """As the backend sums; begun at once."""
+        group = self.process_group(here, "replicas")
+        reduced = Reduced(tensors, group)
+        size = exchange.mean_bytes(tensors, here.replica, here.replicas.size)
+        self.record(here, "M", channel, size, None, wire=size)
+        return reduced
 
     def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> dist.ProcessGroup:
         """torch's process group of this replica's stages, or of this stage's replicas, in order.
