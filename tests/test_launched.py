@@ -129,7 +129,11 @@ def test_torchrun_and_a_wrong_number_of_processes(tmp_path: Path) -> None:
     code, out, _ = finish(start([*torchrun, "2", "-m", "--", *train, "--run", str(tmp_path / "good")]))
     assert code == 0 and json.loads(out.splitlines()[-1])["event"] == "result"
     code, out, _ = finish(start([*torchrun, "3", "-m", "--", *train, "--run", str(tmp_path / "bad")]))
-    assert code == 1 and "3 processes were started for 2 worker(s)" in out and not (tmp_path / "bad" / "config.json").exists()
+    assert (
+        code == 1
+        and "3 processes were started for 2 worker(s)" in out
+        and not (tmp_path / "bad" / "config.json").exists()
+    )
 
 
 def test_compare_trains_on_processes_and_reaches_pytorchs_own(

@@ -74,7 +74,7 @@ class Heartbeat:
         self._wish = kind
 
     def suspect(self, sentence: str) -> None:
-        """A connection broke. Whoever knows better why (the launcher, the process itself) has a second to say so."""
+        """A connection broke. Whoever knows better why (the launcher, the process itself) has half a second to say so."""
         self._suspects.append(sentence)
         self._wake.set()
 
@@ -143,10 +143,10 @@ class Heartbeat:
         return report(self._store, self._rank, f"No worker can go on: {waits}.")
 
     def _suspected(self) -> str | None:
-        """The first suspicion, once nobody has had a better word within a second."""
+        """The first suspicion, once nobody has had a better word within half a second."""
         if not self._suspects:
             return None
-        for _ in range(10):
+        for _ in range(5):
             time.sleep(0.1)
             if (better := self._reported()) is not None:
                 return better

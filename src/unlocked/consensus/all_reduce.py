@@ -24,6 +24,8 @@ from ..errors import InvalidChoice
 from ..worker import Worker
 from .base import Consensus, Properties, Store, Weights
 
+_FEWEST = 8  # buckets of a small network, about: one or two would leave nothing to overlap
+
 
 class _MeanGradient(Weights):
     """After the backward: the mean of all gradients at once."""
@@ -49,7 +51,8 @@ class _Overlapped(Weights):
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, bucket_bytes: int) -> None:
         super().__init__(worker, chain, store)
-        self._buckets = [_Bucket(f"all-reduce/{k}", row) for k, row in enumerate(_rows(self.parameters, bucket_bytes))]
+        size = min(bucket_bytes, sum(x.numel() * x.element_size() for x in self.parameters) // _FEWEST)
+        self._buckets = [_Bucket(f"all-reduce/{k}", row) for k, row in enumerate(_rows(self.parameters, size))]
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._one_more(bucket))
@@ -109,7 +112,7 @@ class AllReduce(Consensus):
     """Every update uses the mean gradient of all replicas; an epoch is split among them.
 
     Args:
-        bucket_mb: size of the buckets (10⁶ bytes) whose exchange begins during the backward; 0: one exchange after it.
+        bucket_mb: largest size of the buckets (10⁶ bytes) whose exchange begins during the backward; 0: one exchange after it.
             Only under credit rules that complete a gradient in one backward (backprop, dgl, …); the others exchange after it.
     """
 

@@ -14,7 +14,6 @@ import contextlib
 import os
 import queue
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -26,21 +25,18 @@ from torch import Tensor
 
 from ..cluster import Cluster
 from ..errors import InvalidChoice, LostProcess, UnlockedError, choose
-from ..links import Door, GroupReceiver, GroupSender, RingSender
-from ..links.process_group import pair_group
 from ..rng import seed_of
 from ..timeline import Timeline
 from ..worker import Place, Worker
 from . import exchange
 from .backend import Reduced
 from .base import Program
-from .local import Key, LocalWorkers, bytes_of, on
+from .local import LocalWorkers, bytes_of, on
 from .placement import placement
+from .wiring import Event, Links, Wiring
 
-Links = Literal["auto", "shared-memory", "gloo"]
 Reduction = Literal["ordered", "backend"]
 _TOLD_WITHIN = 3.0  # seconds
-_ROOM = 2  # messages of a channel that may lie here untaken
 
 
 class Distributed(LocalWorkers):
@@ -61,27 +57,17 @@ class Distributed(LocalWorkers):
         self, cluster: Cluster | None = None, *, links: Links = "auto", ahead: int = 2, reduction: Reduction = "ordered"
     ) -> None:
         super().__init__()
-        choose("kind of links", links, ("auto", "shared-memory", "gloo"))
         choose("reduction", reduction, ("ordered", "backend"))
         if ahead < 1:
             raise InvalidChoice(f"ahead={ahead} is not possible; a process must be allowed at least 1 window.")
         self.crew = cluster if cluster is not None else Cluster.join()
         self._own_cluster = cluster is None
         self._name = f"world-{self.crew.count_worlds()}"
-        self._links, self._ahead, self._reduction = links, ahead, reduction
-        self._window = 0
+        self._ahead, self._reduction, self._window = ahead, reduction, 0
         self._ranks: dict[Place, int] = {}
-        self._events: queue.SimpleQueue[tuple[Key, Tensor] | str | None] = queue.SimpleQueue()
-        self._room: dict[Key, threading.Semaphore] = {}
-        self._senders: dict[Key, RingSender | GroupSender] = {}
-        self._receivers: dict[Key, GroupReceiver] = {}
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        if links == "shared-memory" and len(set(self.crew.hosts)) > 1:
-            raise InvalidChoice(
-                "links='shared-memory' joins processes of one host, but these are on several; give 'auto'."
-            )
-        self._door = Door(self._open_channel)
-        self._doors: list[str] = self.crew.share(self._door.address)
+        self._wiring = Wiring(self.crew, self._name, links)
+        self._events = self._wiring.events
         self._running = False  # inside `run`
         self.crew.on_failure(self._events.put)
         self.crew.on_failure(self._abandon)
@@ -180,11 +166,11 @@ class Distributed(LocalWorkers):
     def _hold_back(self) -> None:
         """Wait until what was sent in windows long past has left."""
         limit = self._window - self._ahead
-        for sender in list(self._senders.values()):
-            while (oldest := sender.oldest) is not None and oldest <= limit:
+        for oldest in self._wiring.oldest():
+            while (window := oldest()) is not None and window <= limit:
                 self._handle(self._wait_for_event())
 
-    def _wait_for_event(self) -> tuple[Key, Tensor] | str | None:
+    def _wait_for_event(self) -> Event:
         vitals = self.crew.vitals
         vitals.words = self._scheduler.stuck
         vitals.waiting = True
@@ -194,7 +180,7 @@ class Distributed(LocalWorkers):
             vitals.waiting = False
             vitals.activity += 1
 
-    def _handle(self, event: tuple[Key, Tensor] | str | None) -> None:
+    def _handle(self, event: Event) -> None:
         """A message has arrived, or something was sent (None), or a process is lost (a sentence)."""
         if isinstance(event, str):
             raise LostProcess(event)
@@ -290,88 +276,35 @@ class Distributed(LocalWorkers):
             world_size=self.crew.size,
         )
 
-    # ---- links -----------------------------------------------------------------------------------------------------
+    # ---- messages --------------------------------------------------------------------------------------------------
 
     def _put(self, here: Worker, there: Place, channel: str, x: Tensor) -> int:
         """Send without waiting; returns the bytes on the wire, 0 inside a process."""
-        key = (here.place, there, channel)
-        if self._ranks[there] == self.crew.rank:
+        key, rank = (here.place, there, channel), self._ranks[there]
+        if rank == self.crew.rank:
             self._deliver(key, x)
             return 0
-        if key not in self._senders:
-            self._senders[key] = self._open_sender(key)
-        self.crew.vitals.sent += 1
-        return self._senders[key].put(x, self._window)
+        return self._wiring.put(key, rank, x, self._window)
 
     async def _get(self, here: Worker, there: Place, channel: str) -> Tensor:
-        key = (there, here.place, channel)
-        if not self._shared(self._ranks[there]) and key not in self._receivers:
-            self._receivers[key] = self._open_receiver(key)
+        key, rank = (there, here.place, channel), self._ranks[there]
+        if rank != self.crew.rank:
+            self._wiring.listen(key, rank)
         x = await self._take(key)
-        if key in self._room:
-            self._room[key].release()
+        self._wiring.taken(key)
         return on(here.device, x)
-
-    def _shared(self, rank: int) -> bool:
-        """Whether messages from and to this rank go through memory."""
-        if rank == self.crew.rank or self._links == "shared-memory":
-            return True
-        return self._links == "auto" and self.crew.hosts[rank] == self.crew.hosts[self.crew.rank]
-
-    def _open_sender(self, key: Key) -> RingSender | GroupSender:
-        rank = self._ranks[key[1]]
-        lost = self._loss_of(rank)
-        if self._shared(rank):
-            return RingSender(self._doors[rank], [self.crew.rank, *key], lost, self._sent)
-        return GroupSender(lambda: self._pair(key, 0), lost, self._sent)
-
-    def _open_receiver(self, key: Key) -> GroupReceiver:
-        self._room[key] = threading.Semaphore(_ROOM)
-        return GroupReceiver(
-            lambda: self._pair(key, 1), lambda x: self._arrived(key, x), self._loss_of(self._ranks[key[0]])
-        )
-
-    def _open_channel(self, told: Any) -> tuple[Callable[[Tensor], None], Callable[[str], None]]:
-        """A process of this host opens a channel; called on a thread."""
-        rank, source, target, channel = told
-        key = (Place(*source), Place(*target), str(channel))
-        self._room[key] = threading.Semaphore(_ROOM)
-        return lambda x: self._arrived(key, x), self._loss_of(rank)
-
-    def _arrived(self, key: Key, x: Tensor) -> None:
-        """On a receiving thread: hand over, unless too many lie there already."""
-        self._room[key].acquire()
-        self._events.put((key, x))
-
-    def _sent(self) -> None:
-        self._events.put(None)
-
-    def _loss_of(self, rank: int) -> Callable[[str], None]:
-        return lambda how: self.crew.suspect(rank, how)
-
-    def _pair(self, key: Key, side: int) -> dist.ProcessGroup:
-        (a, b), (c, d), channel = key
-        return pair_group(
-            self.crew.another_store(), f"{self._name}/{a}.{b}/{c}.{d}/{channel}", side, self.crew.interface.address
-        )
 
     def close(self) -> None:
         """Leave together with the others; without them, if the run has failed."""
         well = self.crew.failure is None
-        links: list[Any] = [*self._senders.values(), *self._receivers.values(), self._door]
         with contextlib.suppress(LostProcess):
             if well:
                 self.crew.barrier()  # everything sent has been taken
-        for link in links:
-            link.closing()  # from here on an end is no loss
+        self._wiring.closing()
         with contextlib.suppress(LostProcess):
             if well:
                 self.crew.barrier()
-        for link in links:
-            if well or not isinstance(
-                link, GroupSender | GroupReceiver
-            ):  # a gloo thread may sit where nothing wakes it
-                link.close()
+        self._wiring.close(well)
         if dist.is_initialized() and self._groups and well:
             dist.destroy_process_group()
         if self._own_cluster:

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/pipeline.py, one idea each."""
