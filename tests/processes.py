@@ -37,9 +37,7 @@ class Processes:
     ) -> None:
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("forkserver")  # torch is imported once, not by every process
-        context.set_forkserver_preload(
-            ["unlocked", "unlocked.session", "unlocked.heads", "sklearn.datasets", "methods"]
-        )
+        context.set_forkserver_preload(["unlocked", "unlocked.session", "unlocked.heads", "torch._dynamo", "methods"])
         self.processes, self._pipes = [], []
         for rank in range(count):
             mine, theirs = context.Pipe()

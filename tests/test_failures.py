@@ -131,6 +131,53 @@ def test_a_deadlock_over_processes_says_who_waits_for_what():
         assert seconds < 10.0
 
 
+def nobody_takes(cluster):
+    """More messages than there is room for, on a channel nobody takes from, and a wait for another."""
+    world = Distributed(cluster)
+    (worker,) = world.mesh(1, 2)
+
+    async def program():
+        if worker.first:
+            for _ in range(12):
+                await worker.above.send("untaken", torch.ones(3))
+            await worker.above.recv("never sent")
+        else:
+            await worker.below.recv("never sent either")
+
+    with pytest.raises(LostProcess) as lost:
+        world.run([(worker, program())])
+    world.close()
+    return str(lost.value)
+
+
+def test_a_deadlock_behind_a_full_channel_is_one():
+    for sentence in run_processes(nobody_takes, 2):
+        assert "'never sent' from replica 0 stage 1" in sentence and "'never sent either'" in sentence
+
+
+def one_too_many(cluster):
+    world = Distributed(cluster)
+    (worker,) = world.mesh(1, 2)
+
+    async def program():
+        if worker.first:
+            await worker.above.send("x", torch.ones(3))
+            await worker.above.send("x", torch.ones(3))
+        else:
+            await worker.below.recv("x")
+
+    world.run([(worker, program())])
+    try:
+        world.close()
+    except ul.errors.UnlockedError as error:
+        return str(error)
+
+
+def test_messages_never_taken_are_an_error_in_the_end():
+    first, second = run_processes(one_too_many, 2)
+    assert first is None and "1 on channel 'x' from replica 0 stage 0 to replica 0 stage 1" in second
+
+
 def slow_but_alive(cluster):
     """One process computes for longer than others would be believed stuck."""
     world = Distributed(cluster)

@@ -49,7 +49,7 @@ class TorchPipeline:
 
 def start_torch(member: Member) -> None:
     """The process group of all, on the loopback."""
-    store = dist.PrefixStore("benchmark/", member.cluster.another_store())
+    store = dist.PrefixStore("benchmark/", member.cluster.own_store())
     dist.init_process_group("gloo", store=store, rank=member.cluster.rank, world_size=member.cluster.size)
 
 

@@ -1,5 +1,6 @@
 """Where the command starts: `unlocked …` and `python -m unlocked …`."""
 
+import os
 import sys
 
 
@@ -10,7 +11,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("error: Stopped before anything was trained.", file=sys.stderr)
         return 130
-    return run()
+    code = run()
+    if "RANK" in os.environ:  # one of several processes: after a failure threads may sit in gloo, and abort a normal exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def _traffic(timeline: Timeline) -> Counter[str]:
         if act.kind == "M":
             sent["replicas"] += act.bytes
         elif act.kind == "S" and act.peer is not None:
-            sent["up" if act.peer[1] > act.stage else "down"] += act.bytes
+            way = "replicas" if act.peer[1] == act.stage else "up" if act.peer[1] > act.stage else "down"
+            sent[way] += act.bytes
         sent["wire"] += act.wire
     return sent
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -42,6 +42,7 @@ class Cluster:
         self._heartbeat: Heartbeat | None = None
         self._listeners: list[Callable[[str], None]] = []
         self._lock = threading.Lock()
+        self._spare_stores: list[dist.Store] = []
         self._agreement = Agreement()
         self.members: list[dict[str, Any]] = self.share(describe_self(interface.address))
         self._check_versions()
@@ -101,9 +102,22 @@ class Cluster:
         """For sentences: `Process 2 (pid 4711 on lab3)`."""
         return name_of(self.members, rank)
 
-    def another_store(self) -> dist.Store:
-        """The store by a connection of its own: one that waits for another process lets nobody else use it."""
+    def own_store(self) -> dist.Store:
+        """The store by a connection that is the caller's for good."""
         return open_store(self.seat, JOIN_WITHIN)
+
+    @contextlib.contextmanager
+    def another_store(self) -> Iterator[dist.Store]:
+        """The store by a connection of one's own: one that waits for another process lets nobody else use it.
+
+        Connections are kept for the next who asks, as some systems take seconds to look up a name for each.
+        """
+        with self._lock:
+            store = self._spare_stores.pop() if self._spare_stores else None
+        store = store if store is not None else self.own_store()
+        yield store
+        with self._lock:
+            self._spare_stores.append(store)
 
     def count_worlds(self) -> int:
         """How many worlds were made on this cluster before: alike on all processes, for names that are used once."""
@@ -184,6 +198,11 @@ class Cluster:
         if failure is not None:
             listener(failure)
 
+    def no_listener(self, *listeners: Callable[[str], None]) -> None:
+        """These are called no more."""
+        with self._lock:
+            self._listeners = [one for one in self._listeners if one not in listeners]
+
     def check(self) -> None:
         """Raises LostProcess if something is known to have gone wrong."""
         if self.failure is not None:
@@ -194,12 +213,16 @@ class Cluster:
         if self._heartbeat is not None:
             self._heartbeat.suspect(f"{self.name(rank)} is gone: {how}.")
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the others that this process cannot go on, and why."""
+    def fail(self, error: BaseException | str) -> None:
+        """Tell the others that this process cannot go on, and why; a sentence is told as it is."""
         if self.failure is not None:
             return
-        reason = str(error) if isinstance(error, UnlockedError) else f"{type(error).__name__}: {error}"
-        sentence = self.failure = f"{self.name(self.rank)} failed: {reason}"
+        if isinstance(error, str):
+            sentence = error
+        else:
+            reason = str(error) if isinstance(error, UnlockedError) else f"{type(error).__name__}: {error}"
+            sentence = f"{self.name(self.rank)} failed: {reason}"
+        self.failure = sentence
         with contextlib.suppress(RuntimeError):  # the store is gone, and so are they
             report(self.store, self.rank, sentence)
 

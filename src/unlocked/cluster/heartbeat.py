@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -25,13 +25,17 @@ _DEADLOCK_AFTER = 6  # beats in which nothing at all happened
 
 @dataclass
 class Vitals:
-    """What a process says of itself. `waiting`: whether its main thread waits, and in `words` for what; `activity` counts
-    what it has done, `sent` and `got` messages to and from other processes."""
+    """What a process says of itself.
+
+    waiting: whether its main thread waits, in `words` for what. activity: counts what it has done. sent, got: messages to and
+    from other processes by channel. full: channels of which no more is taken in before the program takes what is there.
+    """
 
     waiting: bool = False
     activity: int = 0
-    sent: int = 0
-    got: int = 0
+    sent: dict[str, int] = field(default_factory=dict)
+    got: dict[str, int] = field(default_factory=dict)
+    full: dict[str, bool] = field(default_factory=dict)
     words: Callable[[], str] = str
 
 
@@ -108,7 +112,7 @@ class Heartbeat:
         self._count += 1
         vitals = self._vitals
         words = vitals.words() if vitals.waiting else ""
-        state = [vitals.waiting, vitals.activity, vitals.sent, vitals.got]
+        state = [vitals.waiting, vitals.activity, dict(vitals.sent), dict(vitals.got), dict(vitals.full)]
         self._store.set(
             f"beat/{self._rank}", json.dumps({"n": self._count, "state": state, "words": words, "bye": bye})
         )
@@ -133,10 +137,10 @@ class Heartbeat:
         return self._deadlock(before)
 
     def _deadlock(self, before: list[Any]) -> str | None:
-        """All wait, all that was sent has arrived, and nothing has changed for some beats: nobody will ever go on."""
+        """All wait, nothing that could help is under way, and nothing has changed for some beats: nobody will ever go on."""
         states = [beat["state"] for beat, _ in self._heard if beat]
         still = states == before and all(state[0] for state in states)
-        self._still = self._still + 1 if still and sum(s[2] for s in states) == sum(s[3] for s in states) else 0
+        self._still = self._still + 1 if still and not _under_way(states) else 0
         if self._still < _DEADLOCK_AFTER:
             return None
         waits = "; ".join(f"on process {rank} {beat['words']}" for rank, (beat, _) in enumerate(self._heard))
@@ -168,6 +172,14 @@ class Heartbeat:
             else:
                 self._wake.set()  # look again at once, all others are about to answer
                 time.sleep(0.02)
+
+
+def _under_way(states: Sequence[Any]) -> bool:
+    """Whether a message has been sent that has not arrived, on a channel that somebody may be waiting for."""
+    sent, got, full = (
+        {channel: count for state in states for channel, count in state[part].items()} for part in (2, 3, 4)
+    )
+    return any(count > got.get(channel, 0) and not full.get(channel) for channel, count in sent.items())
 
 
 def report(store: dist.Store, rank: int, sentence: str) -> str:

@@ -20,9 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import CannotJoin
 from .header import END, GROW, HEADER_BYTES, Header, dense, goodbye, header_of, room
 
 _FOR_EVER = timedelta(days=365)
+_GOODBYE_WITHIN = 15.0  # seconds; a thread left in gloo when the interpreter ends aborts the process
 
 
 def pair_group(store: dist.Store, name: str, rank: int, address: str) -> dist.ProcessGroup:
@@ -50,10 +52,11 @@ class GroupSender:
     def put(self, x: Tensor, window: int) -> int:
         """Queue `x`; returns the bytes it takes on the wire."""
         x = dense(x.detach())
+        size = header_of(x).size  # refuses here, not on the thread that sends
         with self._change:
             self._queue.append((x, window))
             self._change.notify()
-        return x.numel() * x.element_size() + HEADER_BYTES
+        return size + HEADER_BYTES
 
     @property
     def oldest(self) -> int | None:
@@ -70,7 +73,7 @@ class GroupSender:
         with self._change:
             self._end = True
             self._change.notify()
-        self._thread.join(2.0)
+        self._thread.join(_GOODBYE_WITHIN)
 
     def _work(self) -> None:
         try:
@@ -91,7 +94,7 @@ class GroupSender:
                 self._sent()
             _fill(buffer, goodbye())  # lets the receiving thread end: one left in gloo at exit aborts the process
             group.send([buffer[:HEADER_BYTES]], 1, 0).wait()
-        except RuntimeError as error:
+        except (RuntimeError, CannotJoin) as error:
             if not self._closing:
                 self._lost(_reason(error))
 
@@ -121,7 +124,7 @@ class GroupReceiver:
 
     def close(self) -> None:
         """Wait for the sender's goodbye. Without one the thread is left in its receive, which nothing else wakes."""
-        self._thread.join(2.0)
+        self._thread.join(_GOODBYE_WITHIN)
 
     def _work(self) -> None:
         try:
@@ -136,7 +139,7 @@ class GroupReceiver:
                     capacity = header.size
                 else:
                     self._deliver(header.view(buffer[HEADER_BYTES:]))
-        except RuntimeError as error:
+        except (RuntimeError, CannotJoin) as error:
             if not self._closing:
                 self._lost(_reason(error))
 
@@ -145,6 +148,6 @@ def _fill(buffer: Tensor, header: Header) -> None:
     buffer[:HEADER_BYTES] = torch.frombuffer(bytearray(header.pack()), dtype=torch.uint8)
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """What the backend said, without its file names and stack."""
     return "the connection broke (" + str(error).splitlines()[0].split("] ")[-1].strip().rstrip(".") + ")"

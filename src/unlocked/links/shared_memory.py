@@ -46,9 +46,10 @@ class RingSender:
 
     def __init__(self, address: str, channel: Any, lost: Lost, sent: Callable[[], None]) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(address)
         hello = json.dumps(channel).encode()
-        self._socket.sendall(struct.pack("<I", len(hello)) + hello)
+        with self._broken():
+            self._socket.connect(address)
+            self._socket.sendall(struct.pack("<I", len(hello)) + hello)
         self._lost, self._sent = lost, sent
         self._lock = threading.Lock()
         self._queue: deque[tuple[Tensor, int]] = deque()
@@ -61,7 +62,7 @@ class RingSender:
     def put(self, x: Tensor, window: int) -> int:
         """Send `x`, or queue it; returns the bytes it takes on the wire. `window` is remembered for `oldest`."""
         x = dense(x.detach())
-        size = x.numel() * x.element_size()
+        size = header_of(x).size  # refuses here, not on the thread that sends what was queued
         with self._lock:
             if self._queue or not self._ready(size):
                 self._queue.append((x, window))
@@ -86,6 +87,9 @@ class RingSender:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(5.0)
         self._socket.close()
+        with self._lock:
+            self._queue.clear()
+            self._memory, self._free = torch.empty(0, dtype=torch.uint8), []
 
     def _ready(self, size: int) -> bool:
         if size > self._slot_bytes or self._ring < 0:
@@ -93,7 +97,8 @@ class RingSender:
         return bool(self._free)
 
     def _new_ring(self, size: int) -> None:
-        self._slot_bytes = max(_PAGE, -(-size // _PAGE) * _PAGE)
+        size = max(_PAGE, size, 2 * self._slot_bytes)  # doubling: so few rings that their numbers modulo 256 never meet
+        self._slot_bytes = -(-size // _PAGE) * _PAGE
         handle = _anonymous_file(self._slot_bytes * SLOTS)
         try:
             self._memory = torch.frombuffer(mmap.mmap(handle, self._slot_bytes * SLOTS), dtype=torch.uint8)
@@ -131,7 +136,7 @@ class RingSender:
     @contextlib.contextmanager
     def _broken(self) -> Any:
         """A receiver that is gone is reported by the listening thread, once."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with contextlib.suppress(OSError):
             yield
 
 
@@ -155,6 +160,7 @@ class Door:
         self._listening.bind(self.address)
         self._listening.listen(128)
         self._receivers: list[_RingReceiver] = []
+        self._closing, self._lock = False, threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="unlocked door", daemon=True)
         self._thread.start()
 
@@ -163,14 +169,17 @@ class Door:
             while True:
                 connection, _ = self._listening.accept()
                 if _same_user(connection):
-                    self._receivers.append(_RingReceiver(connection, self._open_channel))
+                    with self._lock:
+                        self._receivers.append(_RingReceiver(connection, self._open_channel, self._closing))
                 else:
                     connection.close()
 
     def closing(self) -> None:
         """From now on a sender's end is no loss."""
-        for receiver in self._receivers:
-            receiver.closing()
+        with self._lock:  # one that is being let in is told as well
+            self._closing = True
+            for receiver in self._receivers:
+                receiver.closing()
 
     def close(self) -> None:
         """Let nobody in any more and end all channels."""
@@ -187,9 +196,11 @@ class Door:
 class _RingReceiver:
     """The receiving end of one channel, on a thread of its own."""
 
-    def __init__(self, connection: socket.socket, open_channel: Callable[[Any], tuple[Deliver, Lost]]) -> None:
+    def __init__(
+        self, connection: socket.socket, open_channel: Callable[[Any], tuple[Deliver, Lost]], closing: bool
+    ) -> None:
         self._socket, self._open_channel = connection, open_channel
-        self._closing = False
+        self._closing = closing
         self._ring, self._slot_bytes, self._slots, self._out = -1, 0, 0, [0]
         self._map: Any = None
         self._thread = threading.Thread(target=self._receive, name="unlocked receive", daemon=True)
@@ -205,7 +216,7 @@ class _RingReceiver:
 
     def _receive(self) -> None:
         lost: Lost = print  # never called before the channel is known
-        with contextlib.suppress(OSError):
+        with self._socket, contextlib.suppress(OSError):
             if (length := _exactly(self._socket, 4)) is None:
                 return
             hello = _exactly(self._socket, struct.unpack("<I", length)[0])
@@ -216,6 +227,7 @@ class _RingReceiver:
                     self._new_ring(header, handles[0])
                 elif header.kind == MESSAGE:
                     deliver(self._take(header))
+        self._map = None
         if not self._closing:
             lost("its end of a shared-memory channel was closed")
 

@@ -33,7 +33,7 @@ from .backend import Reduced
 from .base import Program
 from .local import LocalWorkers, bytes_of, on
 from .placement import placement
-from .wiring import Event, Links, Wiring
+from .wiring import Event, Links, Wiring, count
 
 Reduction = Literal["ordered", "backend"]
 _TOLD_WITHIN = 3.0  # seconds
@@ -75,8 +75,12 @@ class Distributed(LocalWorkers):
     def __enter__(self) -> Distributed:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            self.close()
+        except UnlockedError:
+            if kind is None:  # else that is what matters
+                raise
 
     def mesh(
         self,
@@ -185,7 +189,7 @@ class Distributed(LocalWorkers):
         if isinstance(event, str):
             raise LostProcess(event)
         if event is not None:
-            self.crew.vitals.got += 1
+            count(self.crew.vitals.got, event[0])
             self._deliver(*event)
 
     def progress(self) -> None:
@@ -271,7 +275,7 @@ class Distributed(LocalWorkers):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", self.crew.interface.name)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore(f"{self._name}/torch/", self.crew.another_store()),
+            store=dist.PrefixStore(f"{self._name}/torch/", self.crew.own_store()),
             rank=self.crew.rank,
             world_size=self.crew.size,
         )
@@ -295,11 +299,15 @@ class Distributed(LocalWorkers):
         return on(here.device, x)
 
     def close(self) -> None:
-        """Leave together with the others; without them, if the run has failed."""
+        """Leave together with the others; without them, if the run has failed.
+
+        Raises UnlockedError if a message was never taken: the method's sends and receives do not match.
+        """
         well = self.crew.failure is None
         with contextlib.suppress(LostProcess):
             if well:
                 self.crew.barrier()  # everything sent has been taken
+        left = self._left_over() if well else []
         self._wiring.closing()
         with contextlib.suppress(LostProcess):
             if well:
@@ -307,8 +315,22 @@ class Distributed(LocalWorkers):
         self._wiring.close(well)
         if dist.is_initialized() and self._groups and well:
             dist.destroy_process_group()
+        self.crew.no_listener(self._events.put, self._abandon)
         if self._own_cluster:
             self.crew.close()
+        if left:
+            raise UnlockedError(
+                f"Messages were never taken: {'; '.join(left)}. The method's sends and receives do not match."
+            )
+
+    def _left_over(self) -> list[str]:
+        while not self._events.empty():
+            event = self._events.get()
+            if isinstance(event, tuple):
+                self._deliver(*event)
+        return [
+            f"{len(box)} on channel {key[2]!r} from {key[0]} to {key[1]}" for key, box in self._boxes.items() if box
+        ]
 
 
 class _Member:

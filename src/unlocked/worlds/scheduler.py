@@ -96,8 +96,8 @@ class Scheduler:
         """Who waits for what."""
         waits = {
             f"{running.worker.place} waits for {wait.words()}"
-            for row in self._waiting.values()
-            for running, wait in row
+            for row in list(self._waiting.values())  # a copy: the heartbeat asks while others are woken
+            for running, wait in list(row)
         }
         return "; ".join(sorted(waits))
 

@@ -22,6 +22,11 @@ Event = tuple[Key, Tensor] | str | None  # a message, a process is lost (the sen
 _ROOM = 2  # messages of a channel that may lie here untaken
 
 
+def count(counts: dict[str, int], key: Key) -> None:
+    """One more on this channel."""
+    counts[str(key)] = counts.get(str(key), 0) + 1
+
+
 class Wiring:
     """All links of this process. What arrives is put into `events`, by threads; `put` never waits."""
 
@@ -43,7 +48,7 @@ class Wiring:
         """Send to a worker on that rank; returns the bytes on the wire."""
         if key not in self._senders:
             self._senders[key] = self._open_sender(key, rank)
-        self._crew.vitals.sent += 1
+        count(self._crew.vitals.sent, key)
         return self._senders[key].put(x, window)
 
     def listen(self, key: Key, rank: int) -> None:
@@ -97,7 +102,11 @@ class Wiring:
 
     def _arrived(self, key: Key, x: Tensor) -> None:
         """On a receiving thread: hand over, unless too many lie there already."""
-        self._room[key].acquire()
+        if not self._room[key].acquire(blocking=False):
+            full = self._crew.vitals.full
+            full[str(key)] = True
+            self._room[key].acquire()
+            full[str(key)] = False
         self.events.put((key, x))
 
     def _sent(self) -> None:
@@ -109,4 +118,5 @@ class Wiring:
     def _pair(self, key: Key, side: int) -> dist.ProcessGroup:
         (a, b), (c, d), channel = key
         name = f"{self._name}/{a}.{b}/{c}.{d}/{channel}"
-        return pair_group(self._crew.another_store(), name, side, self._crew.interface.address)
+        with self._crew.another_store() as store:
+            return pair_group(store, name, side, self._crew.interface.address)
