@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from unlocked import Trainer, consensus, credit, models
 from unlocked.cli import main
 from unlocked.config import Options, RunConfig, resolve
+from unlocked.loop import Interrupted
 from unlocked.method_names import Call, Method, OfStages, parse_call, parse_method
 from unlocked.run_files import alone_in, forget_after, read_config, read_events
 from unlocked.running import Stopper, load_data, make_chain, make_trainer, run
-from unlocked.session import Interrupted
 
 TINY = ["--subset", "100", "--width", "8", "--batch-size", "25", "--threads", "1", "--device", "cpu"]
 SMALL = Options(subset=100, width=8, batch_size=25, epochs=2, device="cpu")

@@ -20,8 +20,8 @@ from unlocked.chain import Stage
 from unlocked.cluster import Cluster
 from unlocked.errors import HeadTooLarge
 
-from .tasks import Task, chain_of, inputs_of
-from overhead import hand_written_dgl, sgd
+from .tasks import Task, chain_of, inputs_of, sgd
+from overhead import hand_written_dgl
 
 _GAIN = 0.98  # a move must make the slowest stage faster than noise would
 _MOVES = 6

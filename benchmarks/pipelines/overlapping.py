@@ -29,10 +29,10 @@ from unlocked.worlds import Distributed
 
 from .balancing import balanced
 from .crew import Member
-from .tasks import Task, chain_of, inputs_of
+from .tasks import Task, chain_of, inputs_of, sgd
 from .variants import Library, stages_alone
 from .windows import Variant, play, rates, warm_up
-from overhead import hand_written_backprop, sgd
+from overhead import hand_written_backprop
 
 _BUCKET_MB = 0.2  # a tenth of the gradients, so that the first exchange begins early in the backward
 

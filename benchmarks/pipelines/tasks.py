@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import unlocked as ul
@@ -35,6 +35,11 @@ class Task(NamedTuple):
         """A new network, uncut."""
         classes = 256 if self.model == "gpt" else 10
         return ul.models.build(self.model, input_shape=tuple(self.x.shape[1:]), classes=classes, **self.options)
+
+
+def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Of every variant. The batch is always the same random one: a larger rate diverges in some cuts."""
+    return torch.optim.SGD(parameters, lr=0.001, momentum=0.9)
 
 
 def tasks(names: list[str], head: str) -> list[Task]:

@@ -12,9 +12,8 @@ import unlocked as ul
 from unlocked.chain import Chain
 
 from .crew import Member
-from .tasks import Task, chain_of, inputs_of
+from .tasks import Task, chain_of, inputs_of, sgd
 from .windows import Variant, play, rates, warm_up
-from overhead import sgd
 
 SCHEDULES: dict[str, Any] = {"torch GPipe": ScheduleGPipe, "torch 1F1B": Schedule1F1B}
 MICRO_BATCHES = (2, 4, 8)

@@ -12,9 +12,9 @@ from unlocked.worlds import Distributed
 
 from .balancing import Splits
 from .crew import Member
-from .tasks import Task, chain_of, flops_of, inputs_of, payload
+from .tasks import Task, chain_of, flops_of, inputs_of, payload, sgd
 from .windows import Variant
-from overhead import hand_written_backprop, hand_written_dgl, sgd
+from overhead import hand_written_backprop, hand_written_dgl
 
 
 class Library:

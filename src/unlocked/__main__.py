@@ -12,7 +12,9 @@ def main() -> int:
         print("error: Stopped before anything was trained.", file=sys.stderr)
         return 130
     code = run()
-    if "RANK" in os.environ:  # one of several processes: after a failure threads may sit in gloo, and abort a normal exit
+    if (
+        "RANK" in os.environ
+    ):  # one of several processes: after a failure threads may sit in gloo, and abort a normal exit
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -25,7 +25,7 @@ from .commands import COMMANDS, Compare, Doctor, Launch, Methods, Report, Trace,
 from .comparing import compare, default_folder, plan
 from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
-from .session import Interrupted
+from .loop import Interrupted
 from .table import as_rich as comparison_table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,12 +25,11 @@ from .credit.base import refuse_non_finite
 from .data import as_data
 from .errors import InvalidChoice, LostProcess, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate
-from .loop import EpochBook, Interrupt, Interrupted, Losses, interrupted, mean_losses, random_state_kept
-from .merging import fingerprint, fingerprint_of_updates, measured_steps
-from .probes.memory import SavedBytes
+from .fitting import Fitting, Plan
+from .loop import EpochBook, Losses, mean_losses, random_state_kept
+from .merging import fingerprint, fingerprint_of_updates
 from .rng import seed_of
 from .saving import load_state, save_state
-from .sharding import local
 from .timeline import Timeline
 from .worker import Worker
 from .worlds import Distributed, InProcess, World
@@ -127,7 +125,7 @@ class Trainer:
         self.sent_before: Counter[str] = Counter()
         self.activation_peak: int | None = None
         self.activation_curve: list[int] = []
-        self._training_data: Any = None
+        self.training_data: Any = None
         self.last_checkpoint: Path | None = None
 
     @property
@@ -177,9 +175,9 @@ class Trainer:
         Raises InvalidChoice (batches that do not fit the replicas), NonFiniteLoss (naming the stage).
         """
         shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
-        return mean_losses(self._update(dict(enumerate(shares))), self.stages)
+        return mean_losses(self.update(dict(enumerate(shares))), self.stages)
 
-    def _update(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    def update(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """One update from the batches of the replicas that have a worker here; the losses by "replica.stage"."""
         self._train_mode()
         first = self.steps * self.accumulate
@@ -194,7 +192,7 @@ class Trainer:
             with random_state_kept(self.device):
                 self.timeline = self.world.run(programs)
         except LostProcess as lost:
-            raise self._located(lost) from lost
+            raise self.located(lost) from lost
         except BaseException:
             for weights in self.weights:
                 weights.forget()
@@ -204,7 +202,7 @@ class Trainer:
         self.recent.append(self.timeline)
         return self._losses()
 
-    def _located(self, lost: LostProcess) -> LostProcess:
+    def located(self, lost: LostProcess) -> LostProcess:
         """The sentence, and from where to go on."""
         if lost.located:
             return lost
@@ -262,142 +260,12 @@ class Trainer:
         samples_per_second, bytes (by channel, this epoch), activation_peak, learning_rates, validation.
         Raises Interrupted after Ctrl-C (the step is finished first; a second Ctrl-C stops at once).
         """
-        data, held_out = as_data(train), None if validate is None else as_data(validate)
-        self._training_data = data
-        self._settle(epochs, batch_size)
-        total = epochs * self.credit.phases(self.stages)
-        reason = "failed"
-        records: list[dict[str, Any]] = []
-        for callback in callbacks:
-            callback.on_start(self, total)
-        try:
-            with Interrupt(self.crew) as interrupt:
-                while self.epoch < total:
-                    interrupt.check(self.steps)
-                    due = (self.epoch + 1) % epochs % validate_every == 0
-                    records.append(self._epoch(data, held_out if due else None, epochs, callbacks, interrupt))
-                    if checkpoint is not None and (self.epoch % checkpoint_every == 0 or self.epoch == total):
-                        self.save(checkpoint)
-            reason = "finished"
-        except Interrupted as stop:
-            reason = "interrupted"
-            if checkpoint is None:
-                raise
-            self.save(checkpoint)
-            raise interrupted(
-                f"Stopped after {self.steps} updates (epoch {self.epoch}). Saved to {checkpoint}; "
-                f"go on with Trainer.resume({str(checkpoint)!r}).",
-                self.crew.stopped_by,
-            ) from stop
-        except LostProcess as lost:
-            raise self._located(lost) from lost
-        except BaseException as error:
-            self.crew.fail(error)
-            raise
-        finally:
-            for callback in callbacks:
-                callback.on_stop(self, reason)
-        return records
-
-    def _settle(self, epochs: int, batch_size: int) -> None:
-        """A run that goes on must go on as it was begun."""
-        if self.batch_in_epoch and self.batch_size not in (None, batch_size):
-            raise InvalidChoice(
-                f"This run stopped inside an epoch of batches of {self.batch_size}; go on with batch_size="
-                f"{self.batch_size}, not {batch_size}."
-            )
-        phases = self.credit.phases(self.stages)
-        if phases > 1 and self.epoch and self.epochs_per_phase not in (None, epochs):
-            raise InvalidChoice(
-                f"{self.credit.name} trains each stage for {self.epochs_per_phase} epochs in this run, not {epochs}."
-            )
-        self.epochs_per_phase, self.batch_size = epochs, batch_size
-
-    def _epoch(
-        self, data: Any, held_out: Any, epochs: int, callbacks: Sequence[Callback], interrupt: Interrupt
-    ) -> dict[str, Any]:
-        self.phase = self.epoch // epochs
-        if self.batch_in_epoch == 0:
-            self.sent_before, self.book = self.bytes_sent, EpochBook()
-        for shares in self._streams(data, self.epoch % epochs):
-            interrupt.check(self.steps)  # before a step, not after: an epoch whose last step is done is ended
-            begin = time.perf_counter()
-            losses = self._first_step(shares) if self.activation_peak is None else self._update(shares)
-            seconds, samples = time.perf_counter() - begin, self.replicas * len(next(iter(shares.values()))[0])
-            self.batch_in_epoch += 1
-            self.elapsed += seconds
-            self.book.add(losses, samples, seconds)
-            record = {"event": "step", "step": self.steps, "epoch": self.epoch, "phase": self.phase}
-            record |= {"losses": mean_losses(losses, self.stages), "samples": samples, "seconds": seconds}
-            for callback in callbacks:
-                callback.on_step(self, record)
-        self.epoch, self.batch_in_epoch = self.epoch + 1, 0
-        self._step_schedules()
-        record = self._close_books() | {"validation": None if held_out is None else self.evaluate(held_out).to_json()}
-        for callback in callbacks:
-            callback.on_epoch(self, record)
-        return record
-
-    def _close_books(self) -> dict[str, Any]:
-        """The record of the epoch, of all processes."""
-        self.measured = measured_steps(self)
-        self.activation_peak = max(self.crew.share(self.activation_peak), key=lambda peak: peak or 0)
-        self.book = book = self.book.share(self.crew)
-        record = {
-            "event": "epoch",
-            "epoch": self.epoch,
-            "phase": self.phase,
-            "step": self.steps,
-            "losses": book.mean_losses(self.stages),
-            "seconds": book.seconds,
-            "elapsed": self.elapsed,
-            "samples": book.samples,
-            "samples_per_second": book.samples / book.seconds if book.seconds else 0.0,
-            "bytes": book.sent,
-            "traffic": book.per_replica(self.replicas),
-            "activation_peak": self.activation_peak,
-            "learning_rates": self.learning_rates(),
-        }
-        self.sent_before, self.book = self.bytes_sent, EpochBook()
-        return record
-
-    def _streams(self, data: Any, epoch: int) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-        """The batches of the replicas that have a worker here, step by step."""
-        here = sorted({worker.replica for worker in self.workers})
-        shards = self.replicas if self.consensus.shares_data else 1
-        streams = [
-            data.batches(
-                self.batch_size,
-                epoch=epoch,
-                seed=self.seed,
-                replica=replica,
-                shards=shards,
-                start=self.batch_in_epoch,
-                device=self.device,
-            )
-            for replica in here
-        ]
-        return (dict(zip(here, shares)) for shares in zip(*streams))
-
-    def _first_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """The first step of a session runs under the meter of saved bytes; its values are the same."""
-        parameters = [local(parameter) for chain in self.chains for parameter in chain.parameters()]
-        with SavedBytes(ignore=parameters) as meter:
-            losses = self._update(shares)
-        self.activation_peak, self.activation_curve = meter.peak, meter.curve
-        return losses
-
-    def _step_schedules(self) -> None:
-        if self.schedule_every != "epoch":
-            return
-        for weights in self.weights:
-            # greedy learning: the schedule of a stage counts only epochs in which that stage was trained
-            if weights.store.scheduler is not None and self._trained(weights):
-                weights.store.scheduler.step()
-
-    def _trained(self, weights: Weights) -> bool:
-        phases = self.credit.phases(self.stages)
-        return phases == 1 or weights.worker.stage == self.phase
+        self.training_data = as_data(train)
+        held_out = None if validate is None else as_data(validate)
+        plan = Plan(
+            self.training_data, held_out, epochs, validate_every, batch_size, callbacks, checkpoint, checkpoint_every
+        )
+        return Fitting(self, plan).run()
 
     def learning_rates(self) -> list[float]:
         """The current learning rate of each stage (of its first replica, first group)."""
@@ -420,7 +288,7 @@ class Trainer:
 
     def _refreshing(self, given: Any = None) -> Iterator[tuple[Tensor, Tensor]] | None:
         """The batches to estimate BatchNorm statistics from, if they are to be estimated."""
-        data = given if given is not None else self._training_data if self.batchnorm == "refresh" else None
+        data = given if given is not None else self.training_data if self.batchnorm == "refresh" else None
         if data is None:
             return None
         seed = seed_of(self.seed, "refresh")

@@ -23,11 +23,10 @@ from .commands import Train
 from .config import RunConfig, cores, require_at_least, resolve
 from .errors import InvalidChoice, LostProcess
 from .live import LiveTable, in_bytes, in_percent
-from .loop import interrupted
+from .loop import Interrupted, interrupted
 from .method_names import Method, parse_call
 from .run_files import read_config
 from .running import JsonLines, is_complete, run
-from .session import Interrupted
 from .worlds import Distributed, InProcess, World
 
 _LAST_RESORT = 8.0  # seconds that a process which knows of a failure has to come to an end by itself

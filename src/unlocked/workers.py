@@ -23,9 +23,9 @@ from typing import Any
 
 from .config import RunConfig
 from .errors import UnlockedError
+from .loop import Interrupted
 from .run_files import read_json, write_json, write_text
 from .running import Stopper, run
-from .session import Interrupted
 
 _GRACE = 120.0  # seconds a worker may take to finish its step and save
 

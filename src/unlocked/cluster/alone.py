@@ -14,6 +14,7 @@ class Alone:
 
     def __init__(self) -> None:
         self.stopped_by: Wish | None = None
+        self._wished: Wish | None = None
 
     def share(self, value: Any) -> list[Any]:
         """A list of one."""
@@ -34,8 +35,11 @@ class Alone:
 
     def wish(self, kind: Wish) -> None:
         """Stop before the next step."""
-        self.stopped_by = kind
+        self._wished = kind
 
     def enter(self, step: int) -> bool:
-        """True once somebody wished to stop; the wish is used up by then."""
-        return self.stopped_by is not None
+        """True once after somebody wished to stop."""
+        if self._wished is None:
+            return False
+        self.stopped_by, self._wished = self._wished, None
+        return True

@@ -201,7 +201,8 @@ class _RingReceiver:
     ) -> None:
         self._socket, self._open_channel = connection, open_channel
         self._closing = closing
-        self._ring, self._slot_bytes, self._slots, self._out = -1, 0, 0, [0]
+        self._ring, self._slot_bytes, self._slots = -1, 0, 0
+        self._out: set[int] = set()  # slots whose memory is in use; finalizers of any thread take theirs out
         self._map: Any = None
         self._thread = threading.Thread(target=self._receive, name="unlocked receive", daemon=True)
         self._thread.start()
@@ -236,22 +237,22 @@ class _RingReceiver:
             self._map = mmap.mmap(handle, header.size * header.slot)
         finally:
             os.close(handle)
-        self._ring, self._slot_bytes, self._slots, self._out = self._ring + 1, header.size, header.slot, [0]
+        self._ring, self._slot_bytes, self._slots, self._out = self._ring + 1, header.size, header.slot, set()
 
     def _take(self, header: Header) -> Tensor:
         if header.size == 0:
             self._give_back(self._ring, header.slot, None)
             return torch.empty_strided(header.shape, header.stride, dtype=header.dtype)
         memory = (ctypes.c_uint8 * header.size).from_buffer(self._map, header.slot * self._slot_bytes)
-        self._out[0] += 1
-        keep = self._out[0] < self._slots
+        self._out.add(header.slot)
+        keep = len(self._out) < self._slots
         weakref.finalize(memory, self._give_back, self._ring, header.slot, self._out).atexit = False
         x = header.view(torch.frombuffer(memory, dtype=torch.uint8))
         return x if keep else torch.empty_strided(header.shape, header.stride, dtype=header.dtype).copy_(x)
 
-    def _give_back(self, ring: int, slot: int, out: list[int] | None) -> None:
+    def _give_back(self, ring: int, slot: int, out: set[int] | None) -> None:
         if out is not None:
-            out[0] -= 1
+            out.discard(slot)
         with contextlib.suppress(OSError):
             self._socket.send(bytes([ring % 256, slot]))
 

@@ -33,7 +33,7 @@ from .backend import Reduced
 from .base import Program
 from .local import LocalWorkers, bytes_of, on
 from .placement import placement
-from .wiring import Event, Links, Wiring, count
+from .wiring import Event, Links, Wiring, described
 
 Reduction = Literal["ordered", "backend"]
 _TOLD_WITHIN = 3.0  # seconds
@@ -189,7 +189,7 @@ class Distributed(LocalWorkers):
         if isinstance(event, str):
             raise LostProcess(event)
         if event is not None:
-            count(self.crew.vitals.got, event[0])
+            self._wiring.arrived(event[0])
             self._deliver(*event)
 
     def progress(self) -> None:
@@ -304,10 +304,11 @@ class Distributed(LocalWorkers):
         Raises UnlockedError if a message was never taken: the method's sends and receives do not match.
         """
         well = self.crew.failure is None
+        left: list[str] = []
         with contextlib.suppress(LostProcess):
             if well:
-                self.crew.barrier()  # everything sent has been taken
-        left = self._left_over() if well else []
+                left = self._wiring.missing()  # also a barrier: everything that was to be taken has been
+                left += [f"{len(box)} on {described(key)}" for key, box in self._boxes.items() if box]
         self._wiring.closing()
         with contextlib.suppress(LostProcess):
             if well:
@@ -322,15 +323,6 @@ class Distributed(LocalWorkers):
             raise UnlockedError(
                 f"Messages were never taken: {'; '.join(left)}. The method's sends and receives do not match."
             )
-
-    def _left_over(self) -> list[str]:
-        while not self._events.empty():
-            event = self._events.get()
-            if isinstance(event, tuple):
-                self._deliver(*event)
-        return [
-            f"{len(box)} on channel {key[2]!r} from {key[0]} to {key[1]}" for key, box in self._boxes.items() if box
-        ]
 
 
 class _Member:

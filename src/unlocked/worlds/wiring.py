@@ -22,9 +22,9 @@ Event = tuple[Key, Tensor] | str | None  # a message, a process is lost (the sen
 _ROOM = 2  # messages of a channel that may lie here untaken
 
 
-def count(counts: dict[str, int], key: Key) -> None:
-    """One more on this channel."""
-    counts[str(key)] = counts.get(str(key), 0) + 1
+def described(key: Key) -> str:
+    """A channel, in words."""
+    return f"channel {key[2]!r} from {key[0]} to {key[1]}"
 
 
 class Wiring:
@@ -48,7 +48,7 @@ class Wiring:
         """Send to a worker on that rank; returns the bytes on the wire."""
         if key not in self._senders:
             self._senders[key] = self._open_sender(key, rank)
-        count(self._crew.vitals.sent, key)
+        self._count(self._crew.vitals.sent, key)
         return self._senders[key].put(x, window)
 
     def listen(self, key: Key, rank: int) -> None:
@@ -63,6 +63,32 @@ class Wiring:
         """A message of the channel has been taken: there is room for another."""
         if key in self._room:
             self._room[key].release()
+
+    def arrived(self, key: Key) -> None:
+        """A message of the channel has come to the main thread."""
+        self._count(self._crew.vitals.got, key)
+
+    def missing(self) -> list[str]:
+        """Channels to this process on which more was sent than came to the main thread; all processes call it."""
+        sent: dict[str, int] = {}
+        for row in self._crew.share(
+            {name: n for name, n in self._crew.vitals.sent.items() if name.startswith(self._name)}
+        ):
+            sent |= row
+        got = self._crew.vitals.got
+        here = {self._called(key): key for key in self._room}
+        return [
+            f"{sent[name] - got.get(name, 0)} on {described(key)}"
+            for name, key in here.items()
+            if sent[name] > got.get(name, 0)
+        ]
+
+    def _called(self, key: Key) -> str:
+        """The channel's name in the vitals, which all worlds of a cluster share."""
+        return f"{self._name} {described(key)}"
+
+    def _count(self, counts: dict[str, int], key: Key) -> None:
+        counts[self._called(key)] = counts.get(self._called(key), 0) + 1
 
     def oldest(self) -> Iterator[Callable[[], int | None]]:
         """For every link out of here: what tells the window of the oldest message that has not left."""
@@ -104,9 +130,9 @@ class Wiring:
         """On a receiving thread: hand over, unless too many lie there already."""
         if not self._room[key].acquire(blocking=False):
             full = self._crew.vitals.full
-            full[str(key)] = True
+            full[self._called(key)] = True
             self._room[key].acquire()
-            full[str(key)] = False
+            full[self._called(key)] = False
         self.events.put((key, x))
 
     def _sent(self) -> None:

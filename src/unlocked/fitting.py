@@ -1,0 +1,198 @@
+"""The loop of `Trainer.fit`: epochs, validation, callbacks, checkpoints, Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from .callbacks import Callback
+from .errors import InvalidChoice, LostProcess
+from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
+from .merging import measured_steps
+from .probes.memory import SavedBytes
+from .sharding import local
+
+if TYPE_CHECKING:
+    from .session import Trainer
+
+
+class Plan(NamedTuple):
+    """What `fit` was asked for; see there."""
+
+    train: Any
+    validate: Any
+    epochs: int
+    validate_every: int
+    batch_size: int
+    callbacks: Sequence[Callback]
+    checkpoint: str | Path | None
+    checkpoint_every: int
+
+
+class Fitting:
+    """Trains a trainer as planned. On several processes all of them do the same."""
+
+    def __init__(self, trainer: Trainer, plan: Plan) -> None:
+        self._trainer, self._plan = trainer, plan
+        self._settle()
+        self._total = plan.epochs * trainer.credit.phases(trainer.stages)
+
+    def _settle(self) -> None:
+        """A run that goes on must go on as it was begun."""
+        trainer, plan = self._trainer, self._plan
+        if trainer.batch_in_epoch and trainer.batch_size not in (None, plan.batch_size):
+            raise InvalidChoice(
+                f"This run stopped inside an epoch of batches of {trainer.batch_size}; go on with batch_size="
+                f"{trainer.batch_size}, not {plan.batch_size}."
+            )
+        phases = trainer.credit.phases(trainer.stages)
+        if phases > 1 and trainer.epoch and trainer.epochs_per_phase not in (None, plan.epochs):
+            raise InvalidChoice(
+                f"{trainer.credit.name} trains each stage for {trainer.epochs_per_phase} epochs in this run, not "
+                f"{plan.epochs}."
+            )
+        trainer.epochs_per_phase, trainer.batch_size = plan.epochs, plan.batch_size
+
+    def run(self) -> list[dict[str, Any]]:
+        """To the end of the last epoch; the records of the epochs. Raises Interrupted, LostProcess, whatever a step raises."""
+        trainer, plan = self._trainer, self._plan
+        reason = "failed"
+        for callback in plan.callbacks:
+            callback.on_start(trainer, self._total)
+        try:
+            with Interrupt(trainer.crew) as interrupt:
+                records = self._epochs(interrupt)
+            reason = "finished"
+        except Interrupted as stop:
+            reason = "interrupted"
+            if plan.checkpoint is None:
+                raise
+            raise self._saved() from stop
+        except LostProcess as lost:
+            raise trainer.located(lost) from lost
+        except BaseException as error:
+            trainer.crew.fail(error)
+            raise
+        finally:
+            for callback in plan.callbacks:
+                callback.on_stop(trainer, reason)
+        return records
+
+    def _saved(self) -> Interrupted:
+        trainer, folder = self._trainer, self._plan.checkpoint
+        assert folder is not None
+        trainer.save(folder)
+        return interrupted(
+            f"Stopped after {trainer.steps} updates (epoch {trainer.epoch}). Saved to {folder}; "
+            f"go on with Trainer.resume({str(folder)!r}).",
+            trainer.crew.stopped_by,
+        )
+
+    def _epochs(self, interrupt: Interrupt) -> list[dict[str, Any]]:
+        trainer, plan = self._trainer, self._plan
+        records = []
+        while trainer.epoch < self._total:
+            interrupt.check(trainer.steps)
+            due = (trainer.epoch + 1) % plan.epochs % plan.validate_every == 0
+            records.append(self._epoch(due, interrupt))
+            if plan.checkpoint is not None and (
+                trainer.epoch % plan.checkpoint_every == 0 or trainer.epoch == self._total
+            ):
+                trainer.save(plan.checkpoint)
+        return records
+
+    def _epoch(self, validated: bool, interrupt: Interrupt) -> dict[str, Any]:
+        trainer, plan = self._trainer, self._plan
+        trainer.phase = trainer.epoch // plan.epochs
+        if trainer.batch_in_epoch == 0:
+            trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
+        for shares in self._streams():
+            interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended
+            self._step(shares)
+        trainer.epoch, trainer.batch_in_epoch = trainer.epoch + 1, 0
+        self._step_schedules()
+        record = self._close_books()
+        scored = plan.validate is not None and validated
+        record["validation"] = trainer.evaluate(plan.validate).to_json() if scored else None
+        for callback in plan.callbacks:
+            callback.on_epoch(trainer, record)
+        return record
+
+    def _streams(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+        """The batches of the replicas that have a worker here, step by step."""
+        trainer, plan = self._trainer, self._plan
+        here = sorted({worker.replica for worker in trainer.workers})
+        streams = [
+            plan.train.batches(
+                plan.batch_size,
+                epoch=trainer.epoch % plan.epochs,
+                seed=trainer.seed,
+                replica=replica,
+                shards=trainer.replicas if trainer.consensus.shares_data else 1,
+                start=trainer.batch_in_epoch,
+                device=trainer.device,
+            )
+            for replica in here
+        ]
+        return (dict(zip(here, shares)) for shares in zip(*streams))
+
+    def _step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        trainer = self._trainer
+        begin = time.perf_counter()
+        losses = self._first_step(shares) if trainer.activation_peak is None else trainer.update(shares)
+        seconds, samples = time.perf_counter() - begin, trainer.replicas * len(next(iter(shares.values()))[0])
+        trainer.batch_in_epoch += 1
+        trainer.elapsed += seconds
+        trainer.book.add(losses, samples, seconds)
+        record = {"event": "step", "step": trainer.steps, "epoch": trainer.epoch, "phase": trainer.phase}
+        record |= {"losses": mean_losses(losses, trainer.stages), "samples": samples, "seconds": seconds}
+        for callback in self._plan.callbacks:
+            callback.on_step(trainer, record)
+
+    def _first_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """The first step of a session runs under the meter of saved bytes; its values are the same."""
+        trainer = self._trainer
+        parameters = [local(parameter) for chain in trainer.chains for parameter in chain.parameters()]
+        with SavedBytes(ignore=parameters) as meter:
+            losses = trainer.update(shares)
+        trainer.activation_peak, trainer.activation_curve = meter.peak, meter.curve
+        return losses
+
+    def _step_schedules(self) -> None:
+        trainer = self._trainer
+        if trainer.schedule_every != "epoch":
+            return
+        one_by_one = trainer.credit.phases(trainer.stages) > 1
+        for weights in trainer.weights:
+            # greedy learning: the schedule of a stage counts only epochs in which that stage was trained
+            trained = not one_by_one or weights.worker.stage == trainer.phase
+            if weights.store.scheduler is not None and trained:
+                weights.store.scheduler.step()
+
+    def _close_books(self) -> dict[str, Any]:
+        """The record of the epoch, of all processes."""
+        trainer = self._trainer
+        trainer.measured = measured_steps(trainer)
+        trainer.activation_peak = max(trainer.crew.share(trainer.activation_peak), key=lambda peak: peak or 0)
+        trainer.book = book = trainer.book.share(trainer.crew)
+        record = {
+            "event": "epoch",
+            "epoch": trainer.epoch,
+            "phase": trainer.phase,
+            "step": trainer.steps,
+            "losses": book.mean_losses(trainer.stages),
+            "seconds": book.seconds,
+            "elapsed": trainer.elapsed,
+            "samples": book.samples,
+            "samples_per_second": book.samples / book.seconds if book.seconds else 0.0,
+            "bytes": book.sent,
+            "traffic": book.per_replica(trainer.replicas),
+            "activation_peak": trainer.activation_peak,
+            "learning_rates": trainer.learning_rates(),
+        }
+        trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
+        return record
