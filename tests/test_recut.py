@@ -12,6 +12,8 @@ from methods import data, mlp, state, trainer
 from processes import run_processes
 
 TRAIN = data(60)
+# rounding differs between cuts, and Adam divides by small numbers
+CLOSE = {"rtol": 1e-7, "atol": 1e-9}
 RULES = {row.name: row for row in [ul.consensus.Independent(), ul.consensus.AllReduce(), ul.consensus.WASH(p=0.3)]}
 
 
@@ -46,7 +48,7 @@ def test_cut_anew_it_ends_where_the_old_cut_would_have(rule, before, after, tmp_
     resumed = go_on(tmp_path, after)
     assert len(resumed.chains[0]) == after and resumed.steps == whole.steps
     for mine, theirs in zip(by_user_name(resumed), by_user_name(whole)):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(mine, theirs, **CLOSE)
     assert resumed.workers[0].version == whole.workers[0].version
     assert resumed.learning_rates() == pytest.approx([whole.learning_rates()[0]] * after)
 
@@ -63,7 +65,7 @@ def test_cut_anew_onto_other_processes(tmp_path):
     whole.fit(TRAIN, 1, batch_size=12, checkpoint=tmp_path)
     whole.fit(TRAIN, 2, batch_size=12)
     found = run_processes(on_three, 3, tmp_path)[0]
-    torch.testing.assert_close(found, dict(whole.averaged().state_dict()), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found, dict(whole.averaged().state_dict()), **CLOSE)
 
 
 def saved_by(folder, credit, **options):
@@ -105,5 +107,5 @@ def test_a_network_of_our_own_needs_no_chain(tmp_path):
     resumed = ul.Trainer.resume(tmp_path, stages=2)
     for run in (whole, resumed):
         run.fit(TRAIN, 2, batch_size=12)
-    torch.testing.assert_close(by_user_name(resumed), by_user_name(whole), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(by_user_name(resumed), by_user_name(whole), **CLOSE)
     assert not torch.equal(next(iter(state(resumed).values())), torch.zeros(()))
