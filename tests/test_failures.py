@@ -321,8 +321,15 @@ def two_rates(cluster):
     return str(refused.value)
 
 
+def two_reductions(cluster):
+    with pytest.raises(CannotJoin) as refused:
+        session(Distributed(cluster, reduction=("ordered", "backend")[cluster.rank]))
+    return str(refused.value)
+
+
 @pytest.mark.parametrize(
-    "function, fact", [(two_seeds, "seed"), (two_models, "initial weights"), (two_rates, "optimizer")]
+    "function, fact",
+    [(two_seeds, "seed"), (two_models, "initial weights"), (two_rates, "optimizer"), (two_reductions, "reduction")],
 )
 def test_processes_that_were_told_different_things_are_refused(function, fact):
     for sentence in run_processes(function, 2):

@@ -24,7 +24,7 @@ def cut_anew(reader: Reader, stages: int) -> Chain:
     if recipe is None:
         raise BadCheckpoint(
             "The checkpoint's model was made by your own code; to go on with another number of stages give it, cut anew: "
-            "Trainer.resume(path, chain=ul.cut(model, …))."
+            f"Trainer.resume(path, chain=ul.cut(model, {stages}, …), stages={stages})."
         )
     model, example = from_recipe(recipe["model"]), reader.tensors("example")["like"]
     return cut(model.to(example.dtype) if example.is_floating_point() else model, stages, like=example)

@@ -91,7 +91,9 @@ class Distributed(LocalWorkers):
         device: torch.device | None = None,
     ) -> list[Worker]:
         """The workers placed on this process. Raises InvalidChoice (more processes than workers), CannotJoin."""
-        self.crew.agree({"replicas": replicas, "stages": stages, "seed": seed}, "the mesh")
+        self.crew.agree(
+            {"replicas": replicas, "stages": stages, "seed": seed, "reduction": self._reduction}, "the mesh"
+        )
         ranks = placement(replicas, stages, self.crew.size)
         if self._ranks and self._ranks != ranks:
             raise UnlockedError("This world has another mesh already; make another world for this one.")
@@ -134,9 +136,8 @@ class Distributed(LocalWorkers):
         except LostProcess:
             raise
         except RuntimeError as error:
-            if (
-                self._groups and (sentence := self._who_is_lost()) is not None
-            ):  # torch only says that a connection broke
+            # torch only says that a connection broke
+            if self._groups and (sentence := self._who_is_lost()) is not None:
                 raise LostProcess(sentence) from error
             self.crew.fail(error)
             raise

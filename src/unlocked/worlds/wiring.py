@@ -72,16 +72,12 @@ class Wiring:
         """Channels to this process on which more was sent than came to the main thread; all processes call it."""
         sent: dict[str, int] = {}
         for row in self._crew.share(
-            {name: n for name, n in self._crew.vitals.sent.items() if name.startswith(self._name)}
+            {name: n for name, n in self._crew.vitals.sent.items() if name.startswith(f"{self._name} ")}
         ):
             sent |= row
         got = self._crew.vitals.got
-        here = {self._called(key): key for key in self._room}
-        return [
-            f"{sent[name] - got.get(name, 0)} on {described(key)}"
-            for name, key in here.items()
-            if sent[name] > got.get(name, 0)
-        ]
+        lacking = {key: sent.get(self._called(key), 0) - got.get(self._called(key), 0) for key in self._room}
+        return [f"{number} on {described(key)}" for key, number in lacking.items() if number > 0]
 
     def _called(self, key: Key) -> str:
         """The channel's name in the vitals, which all worlds of a cluster share."""
