@@ -34,6 +34,7 @@ SMALL = ul.heads.MLPHead(hidden=6, depth=1)
 
 CREDITS = [
     Row("backprop", ul.credit.Backprop, _laws("one_stage_is_backprop")),
+    Row("gpipe", lambda: ul.credit.GPipe(2), _laws()),
     Row("greedy", lambda: ul.credit.Greedy(head=SMALL, budget=None), _laws("local", "one_stage_is_backprop", "phased")),
     Row("dgl", lambda: ul.credit.DGL(head="linear", budget=None), _laws("local", "one_stage_is_backprop")),
     Row("predsim", lambda: ul.credit.PredSim(budget=None), _laws("local", "one_stage_is_backprop")),

@@ -280,4 +280,33 @@ def test_no_gradient_is_computed_for_the_data(row):
     asked = []
     session.chains[0][0].body.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].requires_grad))
     session.step(*batch())
-    assert asked == [False]
+    assert set(asked) == {False}
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_gpipe_is_backpropagation_with_accumulated_micro_batches_bit_for_bit(parts, stages):
+    results = []
+    for credit, accumulate in ((ul.credit.GPipe(parts), 2), (ul.credit.Backprop(), 2 * parts)):
+        model = mlp(norm=True, dropout=0.3, dtype=torch.float32)
+        session = trainer(credit, model=model, stages=stages, accumulate=accumulate, clip=0.5, seed=4)
+        x, y = batch(24, dtype=torch.float32)
+        losses = [session.step(x, y)[-1] for _ in range(3)]
+        results.append((state(session), losses))
+    assert_same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_gpipe_keeps_every_micro_batch_until_its_backward():
+    """The forwards of all micro-batches come before the first backward of a stage (below the last)."""
+    session = trainer(ul.credit.GPipe(3))
+    session.step(*batch())
+    acts = "".join(act.kind for act in session.timeline.of(0, 1) if act.kind in "FBU")
+    assert acts == "FFFBBBU"
+
+
+def test_gpipe_refuses_batches_that_are_too_small():
+    with pytest.raises(ul.UnlockedError, match="splits a batch into 5 micro-batches; 4 samples are too few"):
+        trainer(ul.credit.GPipe(5)).step(*batch(4))
+    with pytest.raises(ul.UnlockedError, match="micro_batches=0 is not possible"):
+        ul.credit.GPipe(0)

@@ -24,7 +24,7 @@ from unlocked.consensus import AllReduce, Consensus, Independent
 from unlocked.consensus.torch_data_parallel import ReducedInBackward, TorchDDP
 from unlocked.consensus.torch_fully_shard import TorchFullyShard
 from unlocked.credit import DGL, Backprop, Credit, Greedy, Interlocking
-from unlocked.credit.torch_pipelining import GPipe, OneFOneB
+from unlocked.credit.torch_pipelining import TorchGPipe, TorchOneFOneB
 from unlocked.errors import InvalidChoice
 from unlocked.sharding import filled, local, skeleton, whole
 from unlocked.worlds import Distributed
@@ -74,13 +74,13 @@ interlocking = Interlocking(1, head=SMALL, budget=None)
 FLOAT32 = {"dtype": torch.float32}
 
 CASES = [
-    Case("gpipe", 4, GPipe(4), Independent(), BACKPROP, {"clip": 0.5}, HARD, as_accumulate=4),
-    Case("1f1b", 4, OneFOneB(4), Independent(), BACKPROP, {"clip": 0.5}, HARD, accumulate=2, as_accumulate=8),
-    Case("gpipe bf16", 4, GPipe(2), Independent(), BACKPROP, {"precision": "bf16"}, FLOAT32, as_accumulate=2),
-    Case("gpipe × all-reduce", 2, GPipe(2), AllReduce(), ALL_REDUCE, as_accumulate=2),
-    Case("gpipe × ddp", 2, GPipe(2), TorchDDP(), ALL_REDUCE, {"clip": 0.5}, HARD, as_accumulate=2),
-    Case("1f1b × ddp, accumulate", 2, OneFOneB(2), TorchDDP(), ALL_REDUCE, {}, {}, accumulate=2, as_accumulate=4),
-    Case("1f1b × fully-shard", 2, OneFOneB(2), TorchFullyShard(), ALL_REDUCE, as_accumulate=2),
+    Case("gpipe", 4, TorchGPipe(4), Independent(), BACKPROP, {"clip": 0.5}, HARD, as_accumulate=4),
+    Case("1f1b", 4, TorchOneFOneB(4), Independent(), BACKPROP, {"clip": 0.5}, HARD, accumulate=2, as_accumulate=8),
+    Case("gpipe bf16", 4, TorchGPipe(2), Independent(), BACKPROP, {"precision": "bf16"}, FLOAT32, as_accumulate=2),
+    Case("gpipe × all-reduce", 2, TorchGPipe(2), AllReduce(), ALL_REDUCE, as_accumulate=2),
+    Case("gpipe × ddp", 2, TorchGPipe(2), TorchDDP(), ALL_REDUCE, {"clip": 0.5}, HARD, as_accumulate=2),
+    Case("1f1b × ddp, accumulate", 2, TorchOneFOneB(2), TorchDDP(), ALL_REDUCE, {}, {}, accumulate=2, as_accumulate=4),
+    Case("1f1b × fully-shard", 2, TorchOneFOneB(2), TorchFullyShard(), ALL_REDUCE, as_accumulate=2),
     Case("backprop × ddp", 2, Backprop(), TorchDDP(), ALL_REDUCE, {}, HARD, accumulate=3, as_accumulate=3),
     Case("backprop × fully-shard", 2, Backprop(), TorchFullyShard(), ALL_REDUCE, {}, HARD),
     Case("dgl × ddp", 2, dgl, TorchDDP(), (dgl, AllReduce()), {"clip": 0.3}, {"norm": True}, 2, 2),
@@ -269,8 +269,8 @@ def test_the_bytes_that_torch_sends_are_those_of_the_reference(name, found):
 @pytest.mark.parametrize(
     ("rule", "size", "stages", "words"),
     [
-        (GPipe(5), 12, 3, "splits a batch into 5 equal micro-batches; 12 samples"),
-        (OneFOneB(2), 12, 3, "micro_batches=2 and 3 stages"),
+        (TorchGPipe(5), 12, 3, "splits a batch into 5 equal micro-batches; 12 samples"),
+        (TorchOneFOneB(2), 12, 3, "micro_batches=2 and 3 stages"),
     ],
 )
 def test_what_cannot_be_scheduled_is_refused(rule, size, stages, words):
@@ -287,11 +287,11 @@ def test_a_pipeline_refuses_a_head_beside_hooks():
     hooked = ReducedInBackward(worker, weights.chain, weights.store)
     weights.stage.head = torch.nn.Linear(3, 3)
     with pytest.raises(InvalidChoice, match="has a head"):
-        asyncio.run(GPipe(2).run(worker, weights.stage, [Batch(*batch())], hooked))
+        asyncio.run(TorchGPipe(2).run(worker, weights.stage, [Batch(*batch())], hooked))
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: GPipe(0), lambda: OneFOneB(True - 1), lambda: GPipe(2.5), lambda: TorchDDP(0)]
+    "make", [lambda: TorchGPipe(0), lambda: TorchOneFOneB(True - 1), lambda: TorchGPipe(2.5), lambda: TorchDDP(0)]
 )  # type: ignore[arg-type]
 def test_impossible_parameters_are_refused(make: Callable[[], Any]):
     with pytest.raises(InvalidChoice, match=r"not possible|no size"):

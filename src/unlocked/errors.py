@@ -30,6 +30,10 @@ class Deadlock(UnlockedError, RuntimeError):
     """Every worker waits for another one."""
 
 
+class DoesNotFit(UnlockedError, MemoryError):
+    """A simulated device would need more memory than it has."""
+
+
 class BadData(UnlockedError, ValueError):
     """A data set that cannot be read as described."""
 

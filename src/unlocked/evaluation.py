@@ -131,7 +131,7 @@ def _run(trainer: Trainer, program: Callable[[Worker, Weights], Coroutine[Any, A
     """Run a program per worker here (None: it has no part in it)."""
     programs = [(weights.worker, program(weights.worker, weights)) for weights in trainer.weights]
     with random_state_kept(trainer.device):
-        trainer.world.run([(worker, one) for worker, one in programs if one is not None])
+        trainer.world.run([(worker, one) for worker, one in programs if one is not None], charged=False)
 
 
 def _network(trainer: Trainer, copies: bool) -> Stages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,9 +141,9 @@ class Fitting:
 
     def _step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         trainer = self._trainer
-        begin = time.perf_counter()
+        begin = trainer.world.clock()
         losses = self._first_step(shares) if trainer.activation_peak is None else trainer.update(shares)
-        seconds, samples = time.perf_counter() - begin, trainer.replicas * len(next(iter(shares.values()))[0])
+        seconds, samples = trainer.world.clock() - begin, trainer.replicas * len(next(iter(shares.values()))[0])
         trainer.batch_in_epoch += 1
         trainer.elapsed += seconds
         trainer.book.add(losses, samples, seconds)

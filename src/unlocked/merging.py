@@ -75,7 +75,7 @@ def recorded_steps(trainer: Trainer) -> list[Timeline]:
         return list(trainer.recent)
     steps: dict[int, list[dict[str, Any]]] = {}
     for act in trainer.measured["acts"]:
-        steps.setdefault(act["micro_batch"] // trainer.accumulate, []).append(act)
+        steps.setdefault(act["micro_batch"] // (trainer.accumulate * trainer.credit.parts), []).append(act)
     return [Timeline.from_json(acts) for _, acts in sorted(steps.items())]
 
 

@@ -105,7 +105,9 @@ class Trainer:
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
         _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
-        self.workers: list[Worker] = self.world.mesh(replicas, self.stages, seed, self._context(), self.device)
+        self.workers: list[Worker] = self.world.mesh(
+            replicas, self.stages, seed, self._context(), self.device, chain
+        )
         if self.crew.size > 1:
             self.crew.agree(fingerprint(self, chain), "the trainer")
         self.template = chain.blank("meta")

@@ -15,7 +15,7 @@ Limits: p = 0 or N = 1 is independent training. Σ_n θ_n^i and Σ_n ‖θ_n −
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,24 @@ from ..chain import Chain
 from ..errors import InvalidChoice, choose
 from ..rng import generator
 from ..rules.shuffle import Schedule, draw, layer_probability
+from ..work import work
 from ..worker import Worker
 from .base import Consensus, Properties, Store, Weights
+
+
+class _Moving(NamedTuple):
+    """What moves at an update: (tensor, indices), the entries in a row (k,), and the owners (N, k) of the new ones."""
+
+    picked: list[tuple[Tensor, Tensor]]
+    values: Tensor
+    owners: Tensor
+
+    def put(self, taken: Tensor) -> None:
+        """Write the new entries (k,)."""
+        begin = 0
+        for tensor, where in self.picked:
+            tensor.put_(where, taken[begin : begin + len(where)])
+            begin += len(where)
 
 
 class _Shuffled(Weights):
@@ -39,16 +55,21 @@ class _Shuffled(Weights):
     async def mix(self) -> None:
         if self.worker.replicas.size == 1 or not self._rows:
             return
-        picked, owners = await self.worker.run("U", self._pick)
-        if not picked:  # then on every replica: they draw alike
+        moving = await self.worker.run("U", self._pick)
+        if moving is None:  # then on every replica: they draw alike
             return
-        values = torch.cat([tensor.take(where) for tensor, where in picked])
-        taken = await self.worker.replicas.take("wash", values, owners)
-        for (tensor, where), new in zip(picked, taken.split([len(where) for _, where in picked])):
-            tensor.put_(where, new)
+        taken = await self.worker.replicas.take("wash", moving.values, moving.owners)
+        moving.put(taken)
 
-    def _pick(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """The (tensor, indices) whose entries move at this update, and the owners (N, k) of all of them in a row."""
+    def _expected(self) -> _Moving:
+        """About how many entries move, where there are no tensors."""
+        count = round(sum(tensor.numel() * p for _, tensor, p in self._rows))
+        values = torch.empty(count, dtype=self._rows[0][1].dtype, device="meta")
+        return _Moving([], values, torch.empty((self.worker.replicas.size, count), dtype=torch.long, device="meta"))
+
+    @work(gives=_expected)
+    def _pick(self) -> _Moving | None:
+        """The entries that move at this update; None if there are none."""
         picked, columns = [], []
         for layer, tensor, p in self._rows:
             source = generator(self._seed, "wash", self.worker.version, layer)
@@ -56,7 +77,9 @@ class _Shuffled(Weights):
             if len(where):
                 picked.append((tensor, where.to(tensor.device)))
                 columns.append(owners.to(tensor.device))
-        return picked, torch.cat(columns, dim=1) if columns else torch.empty(0, dtype=torch.long)
+        if not picked:
+            return None
+        return _Moving(picked, torch.cat([tensor.take(where) for tensor, where in picked]), torch.cat(columns, dim=1))
 
 
 @dataclass(frozen=True)

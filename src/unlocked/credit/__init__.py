@@ -3,11 +3,23 @@
 from .backprop import Backprop
 from .base import Credit
 from .dgl import DGL
+from .gpipe import GPipe
 from .greedy import Greedy
 from .interlocking import Interlocking
 from .predsim import PredSim
-from .torch_pipelining import GPipe, OneFOneB
+from .torch_pipelining import TorchGPipe, TorchOneFOneB
 
-ALL: tuple[type[Credit], ...] = (Backprop, Greedy, DGL, PredSim, Interlocking, GPipe, OneFOneB)
+ALL: tuple[type[Credit], ...] = (Backprop, GPipe, Greedy, DGL, PredSim, Interlocking, TorchGPipe, TorchOneFOneB)
 
-__all__ = ["ALL", "DGL", "Backprop", "Credit", "GPipe", "Greedy", "Interlocking", "OneFOneB", "PredSim"]
+__all__ = [
+    "ALL",
+    "DGL",
+    "Backprop",
+    "Credit",
+    "GPipe",
+    "Greedy",
+    "Interlocking",
+    "PredSim",
+    "TorchGPipe",
+    "TorchOneFOneB",
+]

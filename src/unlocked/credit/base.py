@@ -29,6 +29,7 @@ from ..costs import flops, run_once
 from ..errors import NonFiniteLoss, UnlockedError
 from ..heads import HeadReport, build
 from ..rng import seed_of
+from ..work import work
 from ..worker import Worker
 
 
@@ -57,6 +58,11 @@ class Credit(ABC):
     @abstractmethod
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
         """The program of one worker for a row of micro-batches."""
+
+    @property
+    def parts(self) -> int:
+        """Into how many micro-batches of its own the rule splits each one it is given."""
+        return 1
 
     def phases(self, stages: int) -> int:
         """How many times the epochs are gone through: 1, but for rules that train one stage after the other."""
@@ -92,6 +98,7 @@ def leaf(worker: Worker, x: Tensor) -> Tensor:
     return x if worker.first else x.detach().requires_grad_()
 
 
+@work("head-forward")
 def objective(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tensor:
     """The stage's loss at its output `h`, weighted for accumulation, reported to the worker.
 
@@ -124,6 +131,7 @@ def refuse_non_finite(worker: Worker, value: float, updated: bool = False) -> No
         )
 
 
+@work("head-forward", "head-backward", "backward")
 def local_backward(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> None:
     """Backward of the stage's own loss through its head and body: gradients stay inside the stage."""
     objective(worker, stage, h, batch).backward()

@@ -20,10 +20,12 @@ from ..batch import Batch
 from ..chain import Chain, Stage
 from ..consensus.base import Weights
 from ..heads import HeadReport
+from ..work import work
 from ..worker import Worker
 from .base import Properties, SynchronousCredit, attach_heads, local_backward
 
 
+@work("forward", gives=lambda stage, x: stage.body.gives(x))
 @torch.no_grad()
 def frozen_forward(stage: Stage, x: Tensor) -> Tensor:
     """The stage's output in evaluation mode, without a graph."""

@@ -33,10 +33,12 @@ from ..chain import Chain, Stage
 from ..consensus.base import Weights
 from ..errors import InvalidChoice
 from ..heads import HeadReport
+from ..work import work
 from ..worker import Worker
 from .base import Properties, SynchronousCredit, attach_heads, leaf, objective
 
 
+@work("head-forward", "head-backward", gives=lambda worker, stage, h, batch: h)
 def head_gradient(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tensor:
     """Train the head on a detached copy of `h` (its gradients are left in place) and return ∂ℓ^j/∂h."""
     copy = h.detach().requires_grad_()
@@ -45,6 +47,7 @@ def head_gradient(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tens
     return copy.grad
 
 
+@work("input-backward", gives=lambda h, x, gradient: x)
 def through(h: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient with respect to the stage's input; the graph is kept for the next one, weights get nothing."""
     return torch.autograd.grad(h, x, gradient, retain_graph=True)[0]

@@ -95,7 +95,7 @@ class TorchPipelining(Credit):
 
 
 @dataclass(frozen=True)
-class GPipe(TorchPipelining):
+class TorchGPipe(TorchPipelining):
     """`ScheduleGPipe`: all forwards, then all backwards."""
 
     name: ClassVar[str] = "torch-gpipe"
@@ -113,7 +113,7 @@ class GPipe(TorchPipelining):
 
 
 @dataclass(frozen=True)
-class OneFOneB(TorchPipelining):
+class TorchOneFOneB(TorchPipelining):
     """`Schedule1F1B`: forwards and backwards in turn. Needs micro_batches ≥ J."""
 
     name: ClassVar[str] = "torch-1f1b"

@@ -21,7 +21,7 @@ class SavedBytes:
     """
 
     def __init__(self, ignore: Iterable[Tensor] = ()) -> None:
-        self._ignored = {tensor.untyped_storage().data_ptr() for tensor in ignore}
+        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignore}
         self._owners: dict[int, int] = {}
         self.live = 0
         self.peak = 0
@@ -29,7 +29,7 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> _Saved | Tensor:
         storage = tensor.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
+        address, size = storage._cdata, storage.nbytes()
         if address in self._ignored or size == 0:
             return tensor
         if address not in self._owners:

@@ -3,5 +3,6 @@
 from .base import World
 from .distributed import Distributed
 from .in_process import InProcess
+from .simulated import Simulated
 
-__all__ = ["Distributed", "InProcess", "World"]
+__all__ = ["Distributed", "InProcess", "Simulated", "World"]

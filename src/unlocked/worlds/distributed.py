@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..chain import Chain
 from ..cluster import Cluster
 from ..errors import InvalidChoice, LostProcess, UnlockedError, choose
 from ..rng import seed_of
@@ -89,6 +90,7 @@ class Distributed(LocalWorkers):
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] | None = None,
         device: torch.device | None = None,
+        chain: Chain | None = None,
     ) -> list[Worker]:
         """The workers placed on this process. Raises InvalidChoice (more processes than workers), CannotJoin."""
         self.crew.agree(
@@ -117,7 +119,7 @@ class Distributed(LocalWorkers):
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, programs: Iterable[tuple[Worker, Program]]) -> Timeline:
+    def run(self, programs: Iterable[tuple[Worker, Program]], charged: bool = True) -> Timeline:
         """Run the programs of the workers here to their ends; returns what they did, on this process's clock.
 
         Raises LostProcess when another process is gone, stuck or failed, and whatever a program raises: the other
@@ -148,6 +150,10 @@ class Distributed(LocalWorkers):
             self._running = False
             self._scheduler.close()
         return self._timeline
+
+    def clock(self) -> float:
+        """Seconds of wall clock."""
+        return time.perf_counter()
 
     def _who_is_lost(self) -> str | None:
         """The sentence about a lost process, if one comes within a few seconds (the launcher, or silence, tells)."""

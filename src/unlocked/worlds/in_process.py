@@ -8,7 +8,6 @@ which channel from whom.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..chain import Chain
 from ..cluster import Alone
 from ..errors import Deadlock, UnlockedError
 from ..rng import seed_of
@@ -23,19 +23,9 @@ from ..timeline import Timeline
 from ..worker import Place, Worker
 from .base import Program
 from .exchange import mean_bytes, ordered_mean, take_bytes
-from .local import LocalWorkers, bytes_of, places
-from .scheduler import Wait
-
-
-class _Meeting:
-    """One exchange of a group: what each replica brought, and how many have gone again."""
-
-    __slots__ = ("brought", "left", "result")
-
-    def __init__(self) -> None:
-        self.brought: dict[int, Any] = {}
-        self.left = 0
-        self.result: Any = None
+from .local import bytes_of, places, refuse_untaken
+from .meeting import MeetingWorkers
+from .scheduler import Scheduler
 
 
 class _Later:
@@ -48,14 +38,12 @@ class _Later:
         return self._make().__await__()
 
 
-class InProcess(LocalWorkers):
+class InProcess(MeetingWorkers):
     """The world in which all workers of the mesh share this process and its device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Scheduler())
         self.crew = Alone()
-        self._meetings: dict[tuple[int, str, int], _Meeting] = defaultdict(_Meeting)
-        self._rounds: dict[tuple[Place, str], int] = defaultdict(int)
 
     def mesh(
         self,
@@ -64,6 +52,7 @@ class InProcess(LocalWorkers):
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] | None = None,
         device: torch.device | None = None,
+        chain: Chain | None = None,
     ) -> list[Worker]:
         """The workers of a mesh of N replicas × J stages that live here: all of them, replica by replica."""
         return [
@@ -71,7 +60,7 @@ class InProcess(LocalWorkers):
             for place in places(replicas, stages)
         ]
 
-    def run(self, programs: Iterable[tuple[Worker, Program]]) -> Timeline:
+    def run(self, programs: Iterable[tuple[Worker, Program]], charged: bool = True) -> Timeline:
         """Run every worker's program to its end and return what happened.
 
         Raises Deadlock when all that are left wait for each other, UnlockedError when a message was never taken, and
@@ -83,24 +72,19 @@ class InProcess(LocalWorkers):
             self._scheduler.run_ready()
             if not self._scheduler.idle:
                 raise Deadlock(f"No worker can go on: {self._scheduler.stuck()}.")
-            self._check_boxes()
+            refuse_untaken(self._boxes)
         finally:
             self._clear()
         return self._timeline
 
-    def _check_boxes(self) -> None:
-        for (source, target, channel), box in self._boxes.items():
-            if box:
-                raise UnlockedError(
-                    f"{len(box)} message(s) on channel {channel!r} from {source} to {target} were never taken; "
-                    "the method's sends and receives do not match."
-                )
-
     def _clear(self) -> None:
         self._scheduler.close()
         self._boxes.clear()
-        self._meetings.clear()
-        self._rounds.clear()
+        self._forget_meetings()
+
+    def clock(self) -> float:
+        """Seconds of wall clock."""
+        return time.perf_counter()
 
     def close(self) -> None:
         """Nothing to close."""
@@ -121,7 +105,7 @@ class InProcess(LocalWorkers):
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Ordered mean; bytes are those that would leave the worker if the replicas were apart."""
         begin = time.perf_counter()
-        result = await self._meet(here, channel, tensors, _mean_of_each)
+        result = await self._meet(here, channel, tensors, mean_of_each)
         self.record(here, "M", channel, mean_bytes(tensors, here.replica, here.replicas.size), None, begin)
         return result
 
@@ -155,28 +139,7 @@ class InProcess(LocalWorkers):
             "(unlocked launch --processes …)."
         )
 
-    async def _meet(self, here: Worker, channel: str, brought: Any, join: Callable[[list[Any]], Any]) -> Any:
-        """Wait for all replicas of the stage; `join` is applied once to what they brought, in replica order."""
-        turn = self._rounds[(here.place, channel)]
-        self._rounds[(here.place, channel)] += 1
-        key = (here.stage, channel, turn)
-        meeting = self._meetings[key]
-        meeting.brought[here.replica] = brought
-        size = here.replicas.size
-        if len(meeting.brought) == size:
-            meeting.result = join([meeting.brought[replica] for replica in range(size)])
-            self._scheduler.wake(key)
-        while len(meeting.brought) < size:
-            await Wait(key, lambda: self._absent(key, size))
-        meeting.left += 1
-        if meeting.left == size:
-            del self._meetings[key]
-        return meeting.result
 
-    def _absent(self, key: tuple[int, str, int], size: int) -> str:
-        missing = [str(replica) for replica in range(size) if replica not in self._meetings[key].brought]
-        return f"the exchange {key[1]!r} of stage {key[0]} with replica(s) {', '.join(missing)}"
-
-
-def _mean_of_each(rows: list[Sequence[Tensor]]) -> list[Tensor]:
+def mean_of_each(rows: list[Sequence[Tensor]]) -> list[Tensor]:
+    """The mean over the members of each tensor in the rows they brought."""
     return [ordered_mean(column) for column in zip(*rows)]

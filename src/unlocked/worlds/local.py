@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import UnlockedError
 from ..timeline import Act, Timeline
 from ..worker import Place, Worker
 from .scheduler import Scheduler, Wait
@@ -20,9 +21,9 @@ Key = tuple[Place, Place, str]  # from, to, channel
 class LocalWorkers:
     """Mailboxes of the workers here, first in, first out; what they compute is timed and recorded."""
 
-    def __init__(self) -> None:
-        self._boxes: dict[Key, deque[Tensor]] = defaultdict(deque)
-        self._scheduler = Scheduler()
+    def __init__(self, scheduler: Scheduler | None = None) -> None:
+        self._boxes: dict[Key, deque[Any]] = defaultdict(deque)
+        self._scheduler = scheduler if scheduler is not None else Scheduler()
         self._timeline = Timeline()
 
     def _deliver(self, key: Key, x: Tensor) -> None:
@@ -68,6 +69,16 @@ class LocalWorkers:
         self._timeline.acts.append(
             Act(kind, here.replica, here.stage, here.micro_batch, here.version, size, start, end, channel, there, wire)
         )
+
+
+def refuse_untaken(boxes: Mapping[Key, Collection[Any]]) -> None:
+    """Raises UnlockedError if a message is left in a mailbox."""
+    for (source, target, channel), box in boxes.items():
+        if box:
+            raise UnlockedError(
+                f"{len(box)} message(s) on channel {channel!r} from {source} to {target} were never taken; "
+                "the method's sends and receives do not match."
+            )
 
 
 def bytes_of(x: Tensor) -> int:

@@ -25,7 +25,9 @@ class Wait:
         yield self
 
 
-class _Running(NamedTuple):
+class Running(NamedTuple):
+    """A coroutine and whose it is."""
+
     worker: Worker
     program: Coroutine[Any, Any, None]
     beside: bool  # a task, not the worker's program
@@ -52,12 +54,12 @@ class Scheduler:
     """Ready and waiting coroutines of the workers of this process."""
 
     def __init__(self) -> None:
-        self._ready: deque[_Running] = deque()
-        self._waiting: dict[Hashable, list[tuple[_Running, Wait]]] = {}
+        self._ready: deque[Running] = deque()
+        self._waiting: dict[Hashable, list[tuple[Running, Wait]]] = {}
 
     def start(self, programs: Iterable[tuple[Worker, Coroutine[Any, Any, None]]]) -> None:
         """Add the workers' programs."""
-        self._ready.extend(_Running(worker, program, False) for worker, program in programs)
+        self._ready.extend(Running(worker, program, False) for worker, program in programs)
 
     def spawn(self, worker: Worker, work: Coroutine[Any, Any, Any], words: Callable[[], str]) -> Task:
         """Run `work` beside the worker's program, up to its first wait at once."""
@@ -67,7 +69,7 @@ class Scheduler:
             task.finish(await work)
             self.wake(task)
 
-        self._advance(_Running(worker, body(), True))
+        self._advance(Running(worker, body(), True))
         return task
 
     def run_ready(self) -> None:
@@ -111,9 +113,13 @@ class Scheduler:
         self._ready.clear()
         self._waiting.clear()
 
-    def _advance(self, running: _Running) -> None:
+    def _advance(self, running: Running) -> None:
         try:
             wait = running.program.send(None)
         except StopIteration:
             return
+        self._park(running, wait)
+
+    def _park(self, running: Running, wait: Wait) -> None:
+        """It cannot go on now."""
         self._waiting.setdefault(wait.key, []).append((running, wait))

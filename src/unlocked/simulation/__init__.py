@@ -1,0 +1,46 @@
+"""What a method costs on some hardware: the cost model of the simulated world, and methods on clusters nobody has.
+
+import unlocked as ul
+from unlocked import simulation as sim
+
+costs = sim.costs_of(sim.profile(chain), sim.Device(flops=1e12))
+cluster = sim.Hardware(network=sim.uniform(latency=100e-6, bandwidth=125e6), speeds=(1, 1, 0.5))
+timeline = sim.simulate(ul.credit.DGL(), costs=costs, samples=32, steps=10, hardware=cluster, chain=chain)
+"""
+
+from typing import Any
+
+from .costs import Costs, StageCosts, costs_of, unit
+from .hardware import Device, Hardware, SlowDowns
+from .network import FREE, Edge, Line, Network, hierarchical, uniform
+from .profile import Profile, StageProfile, profile
+
+__all__ = [
+    "FREE",
+    "Costs",
+    "Device",
+    "Edge",
+    "Hardware",
+    "Line",
+    "Network",
+    "Profile",
+    "SlowDowns",
+    "StageCosts",
+    "StageProfile",
+    "costs_of",
+    "hierarchical",
+    "profile",
+    "simulate",
+    "uniform",
+    "unit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`simulate` needs the simulated world, which needs this package: so it is imported on first use."""
+    if name != "simulate":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .simulate import simulate
+
+    globals()[name] = simulate
+    return simulate

@@ -1,0 +1,252 @@
+"""What the stages of a chain cost, whatever the machine: operations, bytes and shapes, read off without computing anything.
+
+Every stage is run once forward and backward on fake tensors (shapes and dtypes that behave like the CPU's), under torch's
+flop counter and the meter of saved bytes, at two batch sizes: so what grows with the batch is told from what does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..chain import Chain, Stage
+from ..losses import cross_entropy
+from ..probes.memory import SavedBytes
+from ..work import Work
+from .network import Line
+
+STATES: dict[str, int] = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
+"""Tensors of a weight's size that an optimizer keeps, by its name."""
+
+
+@dataclass(frozen=True)
+class StageProfile:
+    """One stage and its head. Lines are in samples: what is there anyhow, and what each sample adds.
+
+    flops: operations of each kind of work (a multiply-add is 2). input, output: shapes of one sample. dtype: of the output.
+    weights: shape and dtype of every trained tensor, the body's first; head_weights: how many of the last are the head's.
+    parameters: bytes of all weights and buffers; trained: of the trained ones. kept: bytes the body's forward keeps for its
+    backward; head_kept: the head's and the loss's. done: how the body's backward proceeds: (share of its trained bytes whose
+    gradient is complete, share of the backward's time).
+    """
+
+    flops: Mapping[Work, Line]
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    dtype: torch.dtype
+    weights: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    head_weights: int
+    parameters: int
+    trained: int
+    kept: Line
+    head_kept: Line
+    done: tuple[tuple[float, float], ...]
+
+    @property
+    def head_trained(self) -> int:
+        """Bytes of the head's trained tensors."""
+        first = len(self.weights) - self.head_weights
+        return sum(_numel(shape) * dtype.itemsize for shape, dtype in self.weights[first:])
+
+    def boundary(self, samples: int) -> int:
+        """Bytes of the stage's output."""
+        return samples * _numel(self.output) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The stages of a chain, in order."""
+
+    stages: tuple[StageProfile, ...]
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+
+def profile(chain: Chain) -> Profile:
+    """Read the costs of a chain's stages, heads included. Raises UnlockedError if it has no example batch."""
+    like = chain.example()
+    small, large = (_read(chain, like, samples) for samples in (2, 4))
+    return Profile(tuple(_stage(stage, *pair) for stage, pair in zip(chain, zip(small, large))))
+
+
+@dataclass
+class _Reading:
+    """One stage at one batch size."""
+
+    samples: int
+    input: tuple[int, ...]
+    output: Tensor
+    flops: dict[Work, int]
+    kept: int
+    head_kept: int
+    done: list[tuple[float, float]]
+
+
+def _stage(stage: Stage, small: _Reading, large: _Reading) -> StageProfile:
+    trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+
+    def line(value: Callable[[_Reading], float]) -> Line:
+        each = (value(large) - value(small)) / (large.samples - small.samples)
+        return Line(value(small) - each * small.samples, each)
+
+    return StageProfile(
+        flops={part: line(lambda reading, part=part: reading.flops[part]) for part in small.flops},  # type: ignore[misc]
+        input=small.input,
+        output=tuple(small.output.shape[1:]),
+        dtype=small.output.dtype,
+        weights=tuple((tuple(x.shape), x.dtype) for x in trained),
+        head_weights=0 if stage.head is None else sum(x.requires_grad for x in stage.head.parameters()),
+        parameters=_bytes([*stage.parameters(), *stage.buffers()]),
+        trained=_bytes(trained),
+        kept=line(lambda reading: reading.kept),
+        head_kept=line(lambda reading: reading.head_kept),
+        done=tuple(large.done),
+    )
+
+
+def _read(chain: Chain, like: Tensor, samples: int) -> list[_Reading]:
+    readings = []
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+        x = torch.empty((samples, *like.shape[1:]), dtype=like.dtype)
+        for j, stage in enumerate(chain):
+            fakes = _Fakes(stage)
+            reading = _read_stage(fakes, stage, x, first=j == 0)
+            readings.append(reading)
+            x = reading.output
+    return readings
+
+
+class _Fakes:
+    """A stage's modules run on fake weights; the stage itself is not touched."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.weights = {
+            name: torch.empty(x.shape, dtype=x.dtype, requires_grad=x.requires_grad)
+            for name, x in nn.Module.named_parameters(stage)
+        }
+        self.buffers = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in nn.Module.named_buffers(stage)}
+
+    def call(self, name: str, x: Tensor) -> Any:
+        """The output of the stage's module `name` ("body" or "head")."""
+        module = getattr(self.stage, name)
+        given = {**self.weights, **self.buffers}
+        inside = {key.removeprefix(f"{name}."): x for key, x in given.items() if key.startswith(f"{name}.")}
+        return torch.func.functional_call(module, inside, (x,))
+
+    def all(self) -> list[Tensor]:
+        return [*self.weights.values(), *self.buffers.values()]
+
+
+def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool) -> _Reading:
+    # the first stage's input needs no gradient, unless it is of a kind that could not have one
+    x = x.detach() if first or not x.is_floating_point() else x.detach().requires_grad_()
+    counter = _Counter()
+    with SavedBytes(ignore=fakes.all()) as meter:
+        with counter.counting("forward"):
+            h = fakes.call("body", x)
+        kept = meter.live
+        copy = h.detach().requires_grad_(h.is_floating_point())
+        with counter.counting("head-forward"):
+            loss = _loss(fakes, stage, copy)
+        head_kept = meter.live - kept
+        with counter.counting("head-backward"):
+            if loss is not None and loss.requires_grad:
+                loss.backward()
+    done = _Progress(fakes, counter)
+    with counter.counting("input-backward"):
+        if x.requires_grad and h.requires_grad:
+            torch.autograd.grad(h, x, torch.empty_like(h), retain_graph=True)
+    with counter.counting("backward"), done.watching():
+        if h.requires_grad:
+            h.backward(torch.empty_like(h))
+    return _Reading(len(x), tuple(x.shape[1:]), h.detach(), counter.flops, kept, head_kept, done.curve())
+
+
+def _loss(fakes: _Fakes, stage: Stage, h: Tensor) -> Tensor | None:
+    """The stage's loss on made-up targets; None if it wants others."""
+    if stage.head is None and stage.loss is cross_entropy and h.dim() not in (2, 3):
+        return None  # a stage below the last without a head
+    output = fakes.call("head", h) if stage.head is not None else h
+    scores = output[-1] if isinstance(output, (tuple, list)) else output
+    if not isinstance(scores, Tensor) or scores.dim() < 2:
+        return None
+    try:
+        return stage.loss(output, torch.empty(scores.shape[:-1], dtype=torch.long))
+    except (RuntimeError, TypeError, ValueError, AssertionError):
+        try:
+            return stage.loss(output, torch.empty(scores.shape))
+        except (RuntimeError, TypeError, ValueError, AssertionError):
+            return scores.sum()
+
+
+class _Counter:
+    """Counts operations by kind of work."""
+
+    def __init__(self) -> None:
+        self.flops: dict[Work, int] = {}
+        self.mode = FlopCounterMode(display=False)
+
+    def counting(self, part: Work) -> _Counting:
+        return _Counting(self, part)
+
+
+class _Counting:
+    def __init__(self, counter: _Counter, part: Work) -> None:
+        self._counter, self._part = counter, part
+
+    def __enter__(self) -> None:
+        self._counter.mode = FlopCounterMode(display=False)
+        self._counter.mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._counter.mode.__exit__(*error)
+        self._counter.flops[self._part] = int(self._counter.mode.get_total_flops())
+
+
+class _Progress:
+    """Which share of the gradients' bytes is complete after which share of a backward's operations."""
+
+    def __init__(self, fakes: _Fakes, counter: _Counter) -> None:
+        self._fakes, self._counter = fakes, counter
+        self._seen: list[tuple[int, int]] = []
+
+    def watching(self) -> _Progress:
+        return self
+
+    def __enter__(self) -> None:
+        self._hooks = [
+            x.register_post_accumulate_grad_hook(self._one_more)
+            for name, x in self._fakes.weights.items()
+            if x.requires_grad and not name.startswith("head.")
+        ]
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _one_more(self, x: Tensor) -> None:
+        self._seen.append((x.numel() * x.element_size(), int(self._counter.mode.get_total_flops())))
+
+    def curve(self) -> list[tuple[float, float]]:
+        size, flops = sum(size for size, _ in self._seen), self._counter.flops["backward"]
+        if not size or not flops:
+            return [(0.0, 0.0), (1.0, 1.0)]
+        shares = accumulate(size for size, _ in self._seen)
+        return [(0.0, 0.0), *((share / size, done / flops) for share, (_, done) in zip(shares, self._seen))]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

@@ -1,0 +1,87 @@
+"""A method on a simulated cluster without computing anything: shapes only, so thousands of workers are quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..batch import Batch
+from ..chain import Chain
+from ..consensus import Independent
+from ..consensus.base import Consensus, Store
+from ..credit.base import Credit
+from ..errors import InvalidChoice
+from ..timeline import Timeline
+from ..worker import Worker
+from ..worlds.simulated import Simulated
+from .costs import Costs
+from .ghosts import Ghost, GhostBody, GhostChain, GhostStage
+from .hardware import Hardware
+from .profile import StageProfile
+
+
+def simulate(
+    credit: Credit,
+    consensus: Consensus | None = None,
+    *,
+    costs: Costs,
+    replicas: int = 1,
+    steps: int = 1,
+    samples: int = 1,
+    accumulate: int = 1,
+    hardware: Hardware | None = None,
+    chain: Chain | None = None,
+    phase: int = 0,
+    seed: int = 0,
+) -> Timeline:
+    """The timeline of `steps` updates of a method, in one go, so that nothing waits between updates but what the method says.
+
+    Args:
+        costs: of the J stages. replicas: N. samples: in a micro-batch. accumulate: micro-batches per update.
+        hardware: default: devices of speed 1, a network that takes no time. chain: the network the costs are of, for rules that
+            look at its layers (WASH). phase: which part of the training, for rules that train one stage after the other.
+
+    Raises InvalidChoice for rules that leave the communicating to PyTorch, DoesNotFit.
+    """
+    rule = consensus if consensus is not None else Independent()
+    for part in (credit, rule):
+        if part.needs_processes:
+            raise InvalidChoice(
+                f"{part.name} leaves the communicating to PyTorch, so it cannot be simulated; measure it with "
+                "unlocked compare --world distributed."
+            )
+    world = Simulated(hardware, costs, tensors=False)
+    workers = world.mesh(replicas, len(costs), seed)
+    blank = None if chain is None else chain.blank("meta")
+    bodies = [_body(stage.profile, blank, j) for j, stage in enumerate(costs.stages)]
+    stages = {worker.place: _stage(worker, costs, bodies, blank) for worker in workers}
+    batches = _batches(costs, steps * accumulate, samples, accumulate, phase)
+    programs = []
+    for worker in workers:
+        stage: Any = stages[worker.place]
+        replica: Any = GhostChain({worker.stage: stage}, blank, len(costs))
+        store = Store(None, accumulate=accumulate, overlap=credit.one_backward)  # type: ignore[arg-type]
+        weights = rule.weights(worker, replica, store, seed)
+        programs.append((worker, credit.run(worker, stage, batches, weights)))
+    world.haunt(stages)
+    return world.run(programs)
+
+
+def _body(profile: StageProfile, chain: Chain | None, j: int) -> GhostBody:
+    return GhostBody(None if chain is None else chain[j].body, profile.output, profile.dtype)
+
+
+def _stage(worker: Worker, costs: Costs, bodies: list[GhostBody], chain: Chain | None) -> GhostStage:
+    j = worker.stage
+    return GhostStage(
+        bodies[j], costs[j].profile.weights, costs[j].profile.head_weights, None if chain is None else chain[j]
+    )
+
+
+def _batches(costs: Costs, count: int, samples: int, accumulate: int, phase: int) -> Iterable[Batch]:
+    first = costs[0].profile
+    x: Any = Ghost((samples, *first.input))
+    y: Any = Ghost((samples,), torch.int64)
+    return [Batch(x, y, number, 1.0 / accumulate, phase) for number in range(count)]

@@ -1,0 +1,423 @@
+"""All workers in this process under a virtual clock: computing costs seconds, messages cost latency and bytes/bandwidth.
+
+The programs, the mailboxes and the meetings are those of the in-process world. What is new is when somebody goes on: workers
+take turns in the order of the clock, a computation is charged what its stage's costs and its device's speed say
+(simulation/costs.py, hardware.py), a message arrives when the network lets it (network.py). With tensors the numbers are those
+of every other world, bit for bit; without, nothing is computed and programs handle shapes only (simulation/ghosts.py).
+
+Nothing here looks at the wall clock: the same seed gives the same timeline, always.
+
+Every worker's clock goes on from one `run` to the next. Inside a run what happens first on the clock is done first; between two
+runs workers may be at different times, and wires that are busy stay so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..chain import Chain
+from ..cluster import Alone
+from ..errors import Deadlock, DoesNotFit, InvalidChoice, UnlockedError
+from ..rng import seed_of
+from ..simulation.costs import Costs, costs_of
+from ..simulation.hardware import Hardware
+from ..simulation.memory import device_peaks
+from ..simulation.network import FREE, Wire
+from ..simulation.profile import profile
+from ..timeline import Act, Timeline
+from ..work import USUAL, Work
+from ..worker import Place, Worker
+from .base import Program
+from .clock import Clock, until
+from .exchange import mean_bytes, take_bytes
+from .in_process import mean_of_each
+from .local import bytes_of, places, refuse_untaken
+from .meeting import Meeting, MeetingKey, MeetingWorkers
+from .placement import placement
+from .scheduler import Wait
+
+
+@dataclass
+class _Computing:
+    """The computation that is going on; `complete`: bytes of gradients whose exchange it has begun."""
+
+    begin: float
+    seconds: float
+    parts: tuple[Work, ...]
+    complete: int = 0
+
+
+class Simulated(MeetingWorkers):
+    """The world with a clock.
+
+    Args:
+        hardware: devices, speeds, slow-downs, network. Default: one device of 10⁹ operations per second for each worker, and a
+            network that takes no time.
+        costs: seconds and bytes of every stage. Default: read off the chain by counting operations.
+        tensors: False: nothing is computed; the programs are given ghosts (simulation/simulate.py).
+        optimizer: whose state is counted where the costs are read off the chain.
+
+    Raises DoesNotFit in `run` if the hardware's devices have a memory and a device would need more.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware | None = None,
+        costs: Costs | None = None,
+        *,
+        tensors: bool = True,
+        optimizer: str = "momentum",
+    ) -> None:
+        self._clock = Clock()
+        super().__init__(self._clock)
+        self.crew = Alone()
+        self.hardware = hardware if hardware is not None else Hardware()
+        self.costs, self._tensors, self._optimizer = costs, tensors, optimizer
+        self._network, self._charged = self.hardware.network, True
+        self._times: dict[Place, float] = {}
+        self._wires: dict[Wire, float] = defaultdict(float)  # free from then on
+        self._claimed: set[int] = set()  # devices that do something
+        self._queues: dict[int, deque[object]] = defaultdict(deque)  # who waits for a device
+        self._seconds_of: dict[tuple, float] = {}
+        self._samples: dict[Place, int] = {}
+        self._computing: _Computing | None = None
+        self._stages: dict[Place, Any] = {}  # ghosts whose weights somebody waits for
+
+    # ---- the mesh --------------------------------------------------------------------------------------------------
+
+    def mesh(
+        self,
+        replicas: int,
+        stages: int,
+        seed: int = 0,
+        context: Callable[[], AbstractContextManager[Any]] | None = None,
+        device: torch.device | None = None,
+        chain: Chain | None = None,
+    ) -> list[Worker]:
+        """All workers of the mesh. Raises InvalidChoice (more devices than workers; costs of other stages)."""
+        if self.costs is None:
+            if chain is None:
+                raise InvalidChoice("A simulated world needs costs, or a chain to read them off; give costs=.")
+            self.costs = costs_of(profile(chain), self.hardware.device, self._optimizer)
+        if len(self.costs) != stages:
+            raise InvalidChoice(
+                f"The costs are of {len(self.costs)} stage(s), the network has {stages}; give costs of the same cut."
+            )
+        devices = self.hardware.devices
+        self.devices = placement(replicas, stages, replicas * stages if devices is None else devices)
+        return [
+            Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
+            for place in places(replicas, stages)
+        ]
+
+    def haunt(self, stages: Mapping[Place, Any]) -> None:
+        """Without tensors: the ghost stages, whose backward completes the gradients somebody waits for."""
+        self._stages = {place: stage for place, stage in stages.items() if stage.awaited}
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        """Seconds on the clock of the worker that is furthest."""
+        return max(self._times.values(), default=0.0)
+
+    def run(self, programs: Iterable[tuple[Worker, Program]], charged: bool = True) -> Timeline:
+        """Run every worker's program to its end and return what happened, in simulated seconds.
+
+        Raises what InProcess raises, and DoesNotFit. `charged=False`: it takes no time, and the clock stays.
+        """
+        self._timeline = Timeline()
+        self._charged = charged
+        self._network = self.hardware.network if charged else FREE
+        now = self.clock()
+        self._clock.start_at(
+            (self._times.get(worker.place, 0.0) if charged else now, worker, self._to_the_end(worker, program))
+            for worker, program in programs
+        )
+        try:
+            self._clock.run_ready()
+            if not self._clock.idle:
+                raise Deadlock(f"No worker can go on: {self._clock.stuck()}.")
+            refuse_untaken(self._boxes)
+        finally:
+            self._clear()
+        if charged:
+            self._check_memory()
+        return self._timeline
+
+    async def _to_the_end(self, worker: Worker, program: Program) -> None:
+        await program
+        if self._charged:
+            self._times[worker.place] = self._clock.now
+
+    def _clear(self) -> None:
+        self._clock.close()
+        self._boxes.clear()
+        self._forget_meetings()
+        self._queues.clear()
+        self._claimed.clear()
+        self._computing = None
+
+    def _check_memory(self) -> None:
+        memory = self.hardware.device.memory
+        if memory is None or self.costs is None:
+            return
+        samples = max(self._samples.values(), default=0)
+        for device, peak in device_peaks(self._timeline, self.costs, samples, self.devices).items():
+            if peak > memory:
+                here = ", ".join(str(place) for place, owner in self.devices.items() if owner == device)
+                raise DoesNotFit(
+                    f"Device {device} ({here}) would hold {peak:,} bytes at its peak, but has {memory:,}; "
+                    "cut into more stages, give smaller batches, or another method."
+                )
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    # ---- computing -------------------------------------------------------------------------------------------------
+
+    async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
+        """Compute, or tell what would come out, and charge for it."""
+        clock, place = self._clock, here.place
+        device = self.devices[place]
+        if device in self._claimed:
+            await self._turn(device)
+        self._claimed.add(device)
+        begin = clock.now
+        if kind == "F" and arguments:
+            self._samples[place] = _samples(arguments)
+        seconds = self._seconds(here, kind, function, device) if self._charged else 0.0
+        end = begin + seconds
+        self._timeline.acts.append(Act(kind, place[0], place[1], here.micro_batch, here.version, 0, begin, end))
+        self._computing = _Computing(begin, seconds, _parts(kind, function))
+        result = here.compute(function, arguments) if self._tensors else self._tell(here, kind, function, arguments)
+        self._computing = None
+        if seconds > 0.0:
+            await until(end)
+        self._release(device)
+        return result
+
+    async def _turn(self, device: int) -> None:
+        """Wait for a device that does something; first come, first served."""
+        ticket = object()
+        self._queues[device].append(ticket)
+        await Wait(ticket, lambda: f"device {device}")
+
+    def _release(self, device: int) -> None:
+        """The device goes to whoever has waited longest."""
+        queue = self._queues.get(device)
+        if queue:
+            self._clock.wake(queue.popleft())
+        else:
+            self._claimed.discard(device)
+
+    def _tell(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
+        """What would come out; a backward completes the gradients of its stage."""
+        stage = self._stages.get(here.place)
+        if stage is not None:
+            for parameter in stage.reached(_parts(kind, function)):
+                for hook in parameter.hooks:
+                    hook(parameter)
+        gives = getattr(function, "gives", None)
+        if gives is None:
+            return None
+        owner = getattr(function, "__self__", None)
+        return gives(*arguments) if owner is None else gives(owner, *arguments)
+
+    def _seconds(self, here: Worker, kind: str, function: Callable[..., Any], device: int) -> float:
+        parts = _parts(kind, function)
+        samples = self._samples.get(here.place, 0)
+        key = (here.stage, parts, samples, device)
+        seconds = self._seconds_of.get(key)
+        if seconds is None:
+            assert self.costs is not None
+            seconds = self.costs[here.stage].of(parts, samples) / self.hardware.speed(device)
+            self._seconds_of[key] = seconds
+        slow = self.hardware.slow_downs
+        return seconds if slow is None else seconds * slow.of(here.replica, here.stage, here.micro_batch)
+
+    async def _busy(self, here: Worker, seconds: float) -> None:
+        """The worker's device handles a message."""
+        if seconds <= 0.0:
+            return
+        device = self.devices[here.place]
+        if device in self._claimed:
+            await self._turn(device)
+        self._claimed.add(device)
+        await until(self._clock.now + seconds / self.hardware.speed(device))
+        self._release(device)
+
+    # ---- the verbs -------------------------------------------------------------------------------------------------
+
+    async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
+        """Onto the wire as soon as it is free; the sender goes on once it has handed the message over."""
+        size, begin = bytes_of(x), self._clock.now
+        await self._busy(here, self._network.send.at(size))
+        key = (here.place, there, channel)
+        arrival = self._arrival(self.devices[here.place], self.devices[there], size)
+        self._act(here, "S", channel, size, there, begin)
+        self._boxes[key].append((arrival, x))
+        self._clock.wake_at(key, arrival)
+
+    def _arrival(self, source: int, target: int, size: int) -> float:
+        now, network = self._clock.now, self._network
+        if source == target or network is FREE:
+            return now
+        edge, wire = network.between(source, target), network.wire(source, target)
+        left = self._wires[wire] = max(now, self._wires[wire]) + edge.seconds(size)
+        return left + edge.latency
+
+    async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor:
+        """The oldest message, once it has arrived; the act lasts as long as the worker waited for it."""
+        begin = self._clock.now
+        key = (there, here.place, channel)
+        box = self._boxes[key]
+        while not box:
+            await Wait(key, lambda: f"channel {channel!r} from {there}")
+        arrival, x = box[0]
+        if arrival > self._clock.now:
+            await until(arrival)
+        box.popleft()
+        size = bytes_of(x)
+        await self._busy(here, self._network.receive.at(size))
+        self._act(here, "R", channel, size, there, begin)
+        return x
+
+    async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The mean, when the slowest member has come and the exchange has gone round."""
+        size = sum(map(bytes_of, tensors))
+        sent = mean_bytes(tensors, here.replica, here.replicas.size)
+        if self._tensors:
+            return await self._exchange(here, channel, (tensors, size), sent, lambda rows: mean_of_each(_only(rows)))
+        await self._exchange(here, channel, (None, size), sent, _nothing)
+        return tensors
+
+    def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
+        """The mean, begun when the computation that is going on has got so far, beside it."""
+        begin = self._clock.now
+        if self._computing is not None:
+            self._computing.complete += sum(map(bytes_of, tensors))
+            begin = self._moment(here, self._computing)
+
+        async def later() -> Sequence[Tensor]:
+            await until(begin)
+            return await self.mean(here, channel, tensors)
+
+        return self._scheduler.spawn(here, later(), lambda: f"the exchange {channel!r}")
+
+    def _moment(self, here: Worker, computing: _Computing) -> float:
+        """When the computation that goes on has completed so many bytes of gradients."""
+        assert self.costs is not None
+        costs, samples = self.costs[here.stage], self._samples.get(here.place, 0)
+        whole = costs.of(computing.parts, samples)
+        share = costs.moment(computing.parts, samples, computing.complete) / whole if whole else 1.0
+        return computing.begin + share * computing.seconds
+
+    def progress(self) -> None:
+        """What goes on beside a computation needs no help here."""
+
+    async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor:
+        """Only entries whose owner is another replica travel. Without tensors: the share of them to be expected."""
+        rank, size = here.replicas.rank, here.replicas.size
+        if not self._tensors:
+            sent = bytes_of(values) * (size - 1) // size
+            await self._exchange(here, channel, (None, sent), sent, _nothing, spread=True)
+            return values
+        sent = take_bytes(values, owners, rank)
+        rows = await self._exchange(
+            here, channel, (values, sent), sent, lambda rows: torch.stack(_only(rows)), spread=True
+        )
+        return rows.gather(0, owners[rank : rank + 1]).squeeze(0)
+
+    async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]:
+        """Everyone's tensor; each worker sends its own to N−1 others."""
+        sent = (here.replicas.size - 1) * bytes_of(x)
+        return await self._exchange(here, channel, (x, sent), sent, _only, spread=True)
+
+    async def _exchange(
+        self,
+        here: Worker,
+        channel: str,
+        brought: tuple[Any, int],
+        sent: int,
+        join: Callable[[list[Any]], Any],
+        spread: bool = False,
+    ) -> Any:
+        """Meet; it takes what the largest payload brought takes: spread over the others, or as a mean."""
+        begin = self._clock.now
+
+        def joined(rows: list[tuple[Any, int]]) -> tuple[Any, int, bool]:
+            return join(rows), max(row[1] for row in rows), spread
+
+        result = await self._meet(here, channel, brought, joined)
+        await self._busy(here, self._network.exchange.at(sent))
+        self._act(here, "M", channel, sent, None, begin)
+        return result[0]
+
+    async def _hold(self, here: Worker, key: MeetingKey, meeting: Meeting) -> None:
+        """All have come: the exchange begins when the members' wires are free."""
+        _, size, spread = meeting.result
+        network = self._network
+        over = self._clock.now
+        members = list(dict.fromkeys(self.devices[Place(r, here.stage)] for r in range(here.replicas.size)))
+        if network is not FREE and len(members) > 1:
+            wires = {network.wire(a, b) for a, b in zip(members, [*members[1:], members[0]])}
+            seconds = network.spread_seconds(size, members) if spread else network.mean_seconds(size, members)
+            over = max(over, *(self._wires[wire] for wire in wires)) + seconds
+            for wire in wires:
+                self._wires[wire] = over
+        self._clock.wake_at(key, over)
+        await until(over)
+
+    def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> Any:
+        """Raises UnlockedError: rules that leave the communicating to PyTorch cannot be simulated."""
+        raise UnlockedError(
+            "PyTorch's own parallel training communicates by itself, so it cannot be simulated; "
+            "use the distributed world (unlocked launch --processes …)."
+        )
+
+    def _act(self, here: Worker, kind: str, channel: str, size: int, there: Place | None, begin: float) -> None:
+        place = here.place
+        self._timeline.acts.append(
+            Act(
+                kind,
+                place[0],
+                place[1],
+                here.micro_batch,
+                here.version,
+                size,
+                begin,
+                self._clock.now,
+                channel.partition("/")[0],
+                there,
+            )
+        )
+
+
+def _parts(kind: str, function: Callable[..., Any]) -> tuple[Work, ...]:
+    """What a computation consists of."""
+    parts = getattr(function, "work", None)
+    return parts if type(parts) is tuple else USUAL.get(kind, ())  # a module may have an attribute of that name
+
+
+def _samples(arguments: tuple) -> int:
+    """Samples of the first tensor among the arguments."""
+    for x in arguments:
+        shape = getattr(x, "shape", None)
+        if shape is not None:
+            return shape[0] if len(shape) else 1
+    return 0
+
+
+def _nothing(rows: list[Any]) -> None:
+    return None
+
+
+def _only(rows: list[tuple[Any, int]]) -> list[Any]:
+    return [row[0] for row in rows]

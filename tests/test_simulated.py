@@ -1,0 +1,310 @@
+"""The world with a clock: the numbers of every other world, and times that meet their closed forms."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unlocked as ul
+from unlocked.errors import Deadlock, DoesNotFit, InvalidChoice
+from unlocked.simulation.costs import costs_of, unit
+from unlocked.simulation.hardware import Device, Hardware, SlowDowns
+from unlocked.simulation.network import Edge, Line, Network, hierarchical, uniform
+from unlocked.simulation.profile import profile
+from unlocked.simulation.simulate import simulate
+from unlocked.worlds import Simulated
+
+import methods
+from methods import assert_same, batch, consensus_rules, credits, mlp, name_of, state, trainer
+
+MESSY = Hardware(
+    Device(1e6),
+    speeds=(1.0, 0.25, 0.5),
+    slow_downs=SlowDowns(0.3, 4.0, 0.2, seed=3),
+    network=Network(Edge(1e-3, 1e5), send=Line(1e-4, 1e-8), receive=Line(1e-4, 1e-8), exchange=Line(1e-4)),
+)
+
+
+def lengths(timeline, kind="U"):
+    """When the updates of each worker end."""
+    ends = {}
+    for act in timeline:
+        if act.kind == kind:
+            ends.setdefault((act.replica, act.stage), []).append(act.end)
+    return ends
+
+
+def steady(credit, consensus=None, *, steps=40, **options):
+    """Seconds between updates of the slowest worker, once the pipeline is full."""
+    ends = lengths(simulate(credit, consensus, steps=steps, **options))
+    return max((row[-1] - row[steps // 2 - 1]) / (steps - steps // 2) for row in ends.values())
+
+
+# ---- the numbers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("credit", "consensus"),
+    list(itertools.product(credits(), consensus_rules())),
+    ids=lambda row: name_of(row),
+)
+def test_simulated_with_tensors_is_in_process_bit_for_bit(credit, consensus):
+    results = []
+    for world in (None, Simulated(MESSY)):
+        model = mlp(norm=True, dropout=0.2, dtype=torch.float32)
+        session = trainer(
+            credit.make(), consensus.make(), model=model, replicas=3, world=world, accumulate=2, clip=0.5, seed=1
+        )
+        x, y = batch(36, dtype=torch.float32)
+        losses = [session.step(x, y) for _ in range(4)]
+        session.fit(
+            methods.data(36, dtype=torch.float32), epochs=session.credit.phases(3), batch_size=12, validate=(x, y)
+        )
+        results.append((losses, state(session), session.bytes_sent, session.evaluate((x, y))))
+    assert results[0][0] == results[1][0]
+    assert_same(results[0][1], results[1][1])
+    assert results[0][2:] == results[1][2:]
+
+
+def test_the_same_seed_gives_the_same_timeline_and_another_seed_another():
+    def run(seed):
+        hardware = MESSY.but(slow_downs=SlowDowns(0.3, 4.0, 0.2, seed))
+        session = trainer(
+            ul.credit.DGL(head="linear", budget=None), ul.consensus.AllReduce(), replicas=2, world=Simulated(hardware)
+        )
+        acts = []
+        for _ in range(3):
+            session.step(*batch())
+            acts += session.timeline.acts
+        return acts
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+
+
+@pytest.mark.parametrize("consensus", consensus_rules(), ids=name_of)
+@pytest.mark.parametrize("credit", credits(), ids=name_of)
+def test_without_tensors_the_timeline_is_the_one_with_tensors(credit, consensus):
+    """Shapes only or with tensors: the same acts, at the same times, of the same bytes (WASH: of the bytes to be expected)."""
+    hardware = Hardware(Device(1e6), speeds=(1.0, 0.5), network=uniform(1e-4, 1e6))
+    session = trainer(credit.make(), consensus.make(), replicas=2, world=Simulated(hardware))
+    costs = costs_of(profile(session.chains[0]), hardware.device)
+    session.step(*batch())
+    ghostly = simulate(
+        credit.make(), consensus.make(), costs=costs, replicas=2, samples=6, hardware=hardware, chain=session.chains[0]
+    )
+    real = {worker: session.timeline.of(*worker) for worker in session.timeline.workers()}
+    assert {worker: ghostly.of(*worker) for worker in ghostly.workers()}.keys() == real.keys()
+    for worker, acts in real.items():
+        drawn = "wash" in consensus.name  # how many entries move is random there
+        mine = [act[:5] if drawn else act for act in acts]
+        assert [act[:5] if drawn else act for act in ghostly.of(*worker)] == mine
+
+
+# ---- the times ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 7), st.integers(1, 12), st.floats(0.1, 3.0))
+@settings(deadline=None, max_examples=40)
+def test_the_bubble_of_gpipe(stages, parts, backward):
+    timeline = simulate(ul.credit.GPipe(parts), costs=unit(stages, backward=backward), samples=parts)
+    idle = sum(timeline.idle_shares().values()) / stages
+    assert idle == pytest.approx((stages - 1) / (parts + stages - 1))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+def test_naive_model_parallelism_uses_one_device_of_j(stages):
+    timeline = simulate(ul.credit.Backprop(), costs=unit(stages, backward=2.0), steps=5)
+    assert 1 - sum(timeline.idle_shares().values()) / stages == pytest.approx(1 / stages)
+
+
+@given(
+    st.integers(2, 9), st.integers(1, 10**6), st.floats(0, 1), st.floats(1, 1e9), st.sampled_from(["ring", "direct"])
+)
+@settings(deadline=None, max_examples=40)
+def test_a_mean_takes_what_a_ring_takes(replicas, values, latency, bandwidth, collective):
+    network = Network(Edge(latency, bandwidth), collective=collective)
+    timeline = simulate(
+        ul.credit.Backprop(),
+        ul.consensus.AllReduce(bucket_mb=0),
+        costs=unit(1, weights=values),
+        replicas=replicas,
+        hardware=Hardware(network=network),
+    )
+    hops = 2 * (replicas - 1) if collective == "ring" else 2
+    exchange = 2 * (replicas - 1) / replicas * 4 * values / bandwidth + hops * latency
+    assert timeline.span() == pytest.approx(2.0 + exchange)
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=1, max_size=6), st.floats(0, 1))
+@settings(deadline=None, max_examples=40)
+def test_dgl_goes_as_fast_as_its_slowest_stage(forward, head):
+    costs = unit(len(forward), forward=forward, backward=[2 * f for f in forward], head=head, update=0.1)
+    assert steady(ul.credit.DGL(), costs=costs) == pytest.approx(3 * max(forward) + head + 0.1)
+
+
+@pytest.mark.parametrize("d", [0, 1, 2])
+def test_a_step_of_interlocking_does_not_grow_with_depth(d):
+    steps = {steady(ul.credit.Interlocking(d), costs=unit(stages, head=0.5)) for stages in (d + 3, d + 6, d + 12)}
+    assert len(steps) == 1
+    backprop = [steady(ul.credit.Backprop(), costs=unit(stages)) for stages in (4, 8)]
+    assert backprop == [8.0, 16.0]
+
+
+@pytest.mark.parametrize(("replicas", "slow"), [(4, 4.0), (8, 2.5)])
+def test_without_a_barrier_a_straggler_delays_only_itself(replicas, slow):
+    hardware = Hardware(speeds=(1 / slow,))
+    together = steady(
+        ul.credit.Backprop(), ul.consensus.AllReduce(), costs=unit(1), replicas=replicas, hardware=hardware
+    )
+    ends = lengths(simulate(ul.credit.Backprop(), costs=unit(1), replicas=replicas, hardware=hardware, steps=10))
+    apart = sum(10 / row[-1] for row in ends.values())  # updates per second, of all
+    assert together == pytest.approx(2.0 * slow)
+    assert apart / (replicas / together) == pytest.approx((replicas - 1 + 1 / slow) * slow / replicas)
+
+
+def test_buckets_hide_behind_the_backward_what_the_network_allows():
+    """Four buckets of equal size: the first begins after a quarter of the backward, so all but the last may be hidden."""
+
+    def seconds(bucket_mb, bandwidth):
+        model = torch.nn.Sequential(*[torch.nn.Linear(50, 50, bias=False) for _ in range(16)])
+        chain = ul.cut(model, 1, like=torch.zeros(2, 50))
+        costs = costs_of(profile(chain), Device(1e6))
+        rule = ul.consensus.AllReduce(bucket_mb=bucket_mb)
+        hardware = Hardware(Device(1e6), network=uniform(0.0, bandwidth))
+        timeline = simulate(ul.credit.Backprop(), rule, costs=costs, replicas=2, samples=10, hardware=hardware)
+        backward = next(act for act in timeline if act.kind == "B")
+        return timeline.span(), backward
+
+    plain, _ = seconds(0, 1e6)
+    hidden, backward = seconds(1.0, 1e6)
+    exchange = 16 * 50 * 50 * 4 / 1e6
+    bucket = exchange / 8
+    assert plain == pytest.approx(backward.end + exchange)
+    # whatever is longer: the exchange, from the moment its first bucket is full, or the backward and the last bucket
+    length = backward.end - backward.start
+    first = backward.start + length * (2 / 16)
+    assert hidden == pytest.approx(max(first + exchange, backward.end + bucket), rel=0.05)
+    assert hidden < plain
+
+
+def test_messages_share_a_wire_and_arrive_a_latency_later():
+    async def program(worker):
+        if worker.first:
+            await worker.above.send("up", torch.zeros(25))  # 100 bytes
+            await worker.above.send("up", torch.zeros(25))
+        else:
+            await worker.below.recv("up")
+            await worker.below.recv("up")
+
+    world = Simulated(Hardware(network=uniform(1.0, 50.0)), unit(2))
+    timeline = world.run([(worker, program(worker)) for worker in world.mesh(1, 2)])
+    assert [act.end for act in timeline if act.kind == "R"] == [3.0, 5.0]
+    assert world.clock() == 5.0
+
+
+def test_a_node_has_one_wire_to_the_others():
+    """Two devices of a node send to the other node at once: the second message waits. Inside the node they do not meet."""
+
+    async def program(worker):
+        if worker.replica < 2:
+            await worker.replicas.peer(worker.replica + 2).send("over", torch.zeros(25))
+            await worker.replicas.peer(1 - worker.replica).swap("near", torch.zeros(25))
+        else:
+            await worker.replicas.peer(worker.replica - 2).recv("over")
+
+    network = hierarchical(2, inside=Edge(0.5, 1000.0), outside=Edge(2.0, 100.0))
+    world = Simulated(Hardware(network=network), unit(1))
+    timeline = world.run([(worker, program(worker)) for worker in world.mesh(4, 1)])
+    taken = {(act.replica, act.channel): act.end for act in timeline if act.kind == "R"}
+    assert taken == {
+        (2, "over"): 3.0,
+        (3, "over"): 4.0,
+        (0, "near"): pytest.approx(0.6),
+        (1, "near"): pytest.approx(0.6),
+    }
+
+
+def test_edges_are_the_only_ways():
+    async def program(worker):
+        await worker.replicas.peer(1 - worker.replica).swap("x", torch.zeros(25))
+
+    network = Network(edges={(1, 0): Edge(0.25, 100.0)})
+    world = Simulated(Hardware(network=network), unit(1))
+    assert world.run([(worker, program(worker)) for worker in world.mesh(2, 1)]).span() == 1.25
+    world = Simulated(Hardware(network=Network(edges={(0, 2): Edge()})), unit(1))
+    with pytest.raises(InvalidChoice, match="Devices 0 and 1 must talk, but this network has no edge"):
+        world.run([(worker, program(worker)) for worker in world.mesh(2, 1)])
+
+
+def test_workers_of_one_device_take_turns():
+    alone = simulate(ul.credit.DGL(), costs=unit(4), steps=10)
+    shared = simulate(ul.credit.DGL(), costs=unit(4), steps=10, hardware=Hardware(devices=1))
+    halves = simulate(ul.credit.DGL(), costs=unit(4), steps=10, hardware=Hardware(devices=2))
+    assert (alone.span(), shared.span()) == (23.0, 80.0)
+    assert 40.0 <= halves.span() <= 43.0
+
+
+def test_slow_downs_are_as_frequent_and_as_long_as_said():
+    slow = SlowDowns(probability=0.25, factor=3.0, seed=5)
+    factors = [slow.of(r, 0, m) for r in range(50) for m in range(80)]
+    assert set(factors) == {1.0, 3.0}
+    assert abs(factors.count(3.0) / 4000 - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+    logs = torch.tensor([SlowDowns(spread=0.3, seed=1).of(r, 1, m) for r in range(50) for m in range(80)]).log()
+    assert abs(logs.mean()) < 4 * 0.3 / 4000**0.5
+    assert abs(logs.std() - 0.3) < 0.02
+
+
+def test_the_clock_goes_on_from_step_to_step_and_an_evaluation_takes_no_time():
+    session = trainer(ul.credit.Backprop(), world=Simulated(Hardware(Device(1e6))))
+    session.step(*batch())
+    first = session.world.clock()
+    session.step(*batch())
+    assert session.world.clock() == pytest.approx(2 * first)
+    session.evaluate(batch())
+    assert session.world.clock() == pytest.approx(2 * first)
+    [record] = session.fit(methods.data(24), epochs=1, batch_size=12)
+    assert record["seconds"] == pytest.approx(2 * first)  # two steps of the same size
+
+
+def test_what_does_not_fit_is_refused_with_the_device_and_the_bytes():
+    costs = unit(2, activation=1000, weights=500)  # 4,000 bytes a sample, 2 × 2,000 bytes of weights and gradients
+    for memory, fits in ((12_000, True), (11_999, False)):
+        hardware = Hardware(Device(memory=memory))
+        run = lambda hardware=hardware: simulate(ul.credit.Backprop(), costs=costs, samples=2, hardware=hardware)  # noqa: E731
+        if fits:
+            run()
+        else:
+            with pytest.raises(DoesNotFit, match=r"Device 0 \(replica 0 stage 0\) would hold 12,000 bytes"):
+                run()
+
+
+def test_a_deadlock_is_named():
+    async def program(worker):
+        await worker.replicas.peer(1 - worker.replica).recv("x")
+
+    world = Simulated(costs=unit(1))
+    with pytest.raises(Deadlock, match="replica 0 stage 0 waits for channel 'x' from replica 1 stage 0"):
+        world.run([(worker, program(worker)) for worker in world.mesh(2, 1)])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Simulated().mesh(1, 2), "needs costs, or a chain"),
+        (lambda: Simulated(costs=unit(3)).mesh(1, 2), r"costs are of 3 stage\(s\), the network has 2"),
+        (lambda: Hardware(speeds=(0.0,)), "Speeds must be greater than 0"),
+        (lambda: Hardware(speeds=(1.0, 1.0), devices=1), "2 speeds were given for 1 devices"),
+        (lambda: uniform(-1.0), "latency -1.0 s"),
+        (lambda: uniform(0.0, 0.0), "bandwidth 0.0"),
+        (lambda: SlowDowns(2.0), "probability 2.0"),
+        (lambda: unit(3, forward=[1.0]), "forward has 1 entries for 3 stages"),
+        (lambda: simulate(ul.credit.TorchGPipe(), costs=unit(2)), "cannot be simulated"),
+        (lambda: Simulated(Hardware(devices=5), unit(2)).mesh(2, 2), "5 processes were started for 4 worker"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(make, sentence):
+    with pytest.raises(ul.UnlockedError, match=sentence):
+        make()
