@@ -53,6 +53,13 @@ class Ghost:
         """Itself."""
         return self
 
+    def tensor_split(self, parts: int) -> list[Ghost]:
+        """Along the first dimension, into parts as equal as can be; the larger ones first."""
+        count, rest = self.shape[0], self.shape[1:]
+        sizes = {count // parts: Ghost((count // parts, *rest), self.dtype)}
+        sizes[count // parts + 1] = Ghost((count // parts + 1, *rest), self.dtype)
+        return [sizes[count // parts + (k < count % parts)] for k in range(parts)]
+
     @property
     def grad(self) -> Ghost:
         """Itself."""

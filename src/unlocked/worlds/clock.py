@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import types
-from collections import deque
 from collections.abc import Coroutine, Generator, Hashable, Iterable
 from typing import Any
 
@@ -29,7 +28,7 @@ class Clock(Scheduler):
         super().__init__()
         self.now = 0.0
         self._moments: list[float] = []
-        self._rows: dict[float, deque[Running]] = {}
+        self._rows: dict[float, list[Running]] = {}
 
     def start_at(self, programs: Iterable[tuple[float, Worker, Coroutine[Any, Any, None]]]) -> None:
         """Add programs, each with the time at which it begins."""
@@ -43,7 +42,7 @@ class Clock(Scheduler):
             if not self._moments:
                 return
             self.now = heapq.heappop(self._moments)
-            self._ready = self._rows.pop(self.now)
+            self._ready.extend(self._rows.pop(self.now))
 
     def wake_at(self, key: Hashable, when: float) -> None:
         """Whoever waits for this key goes on at `when`."""
@@ -67,9 +66,10 @@ class Clock(Scheduler):
     def _later(self, when: float, running: Running) -> None:
         row = self._rows.get(when)
         if row is None:
-            row = self._rows[when] = deque()
+            self._rows[when] = [running]
             heapq.heappush(self._moments, when)
-        row.append(running)
+        else:
+            row.append(running)
 
     def _park(self, running: Running, wait: Wait | float) -> None:
         if type(wait) is not float:

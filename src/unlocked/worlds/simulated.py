@@ -13,8 +13,10 @@ runs workers may be at different times, and wires that are busy stay so.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +29,7 @@ from ..cluster import Alone
 from ..errors import Deadlock, DoesNotFit, InvalidChoice, UnlockedError
 from ..rng import seed_of
 from ..simulation.costs import Costs, costs_of
-from ..simulation.hardware import Hardware
+from ..simulation.hardware import Hardware, SlowDowns
 from ..simulation.memory import device_peaks
 from ..simulation.network import FREE, Wire
 from ..simulation.profile import profile
@@ -52,6 +54,16 @@ class _Computing:
     seconds: float
     parts: tuple[Work, ...]
     complete: int = 0
+
+
+class Lasting:
+    """A computation that takes so many seconds on a device of speed 1, whatever the costs say, and gives nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> None:
+        """Nothing is computed."""
 
 
 class Simulated(MeetingWorkers):
@@ -87,6 +99,7 @@ class Simulated(MeetingWorkers):
         self._queues: dict[int, deque[object]] = defaultdict(deque)  # who waits for a device
         self._seconds_of: dict[tuple, float] = {}
         self._samples: dict[Place, int] = {}
+        self._slow: dict[Place, tuple[int, float]] = {}
         self._computing: _Computing | None = None
         self._stages: dict[Place, Any] = {}  # ghosts whose weights somebody waits for
 
@@ -127,10 +140,13 @@ class Simulated(MeetingWorkers):
         """Seconds on the clock of the worker that is furthest."""
         return max(self._times.values(), default=0.0)
 
-    def run(self, programs: Iterable[tuple[Worker, Program]], charged: bool = True) -> Timeline:
+    def run(
+        self, programs: Iterable[tuple[Worker, Program]], charged: bool = True, *, partly: bool = False
+    ) -> Timeline:
         """Run every worker's program to its end and return what happened, in simulated seconds.
 
-        Raises what InProcess raises, and DoesNotFit. `charged=False`: it takes no time, and the clock stays.
+        Raises what InProcess raises, and DoesNotFit. `charged=False`: it takes no time, and the clock stays. `partly`: those
+        that all wait for each other end there, and messages may be left over.
         """
         self._timeline = Timeline()
         self._charged = charged
@@ -141,10 +157,12 @@ class Simulated(MeetingWorkers):
             for worker, program in programs
         )
         try:
-            self._clock.run_ready()
-            if not self._clock.idle:
+            with contextlib.nullcontext() if self._tensors else _no_garbage_collection():
+                self._clock.run_ready()
+            if not (partly or self._clock.idle):
                 raise Deadlock(f"No worker can go on: {self._clock.stuck()}.")
-            refuse_untaken(self._boxes)
+            if not partly:
+                refuse_untaken(self._boxes)
         finally:
             self._clear()
         if charged:
@@ -231,6 +249,8 @@ class Simulated(MeetingWorkers):
         return gives(*arguments) if owner is None else gives(owner, *arguments)
 
     def _seconds(self, here: Worker, kind: str, function: Callable[..., Any], device: int) -> float:
+        if type(function) is Lasting:
+            return function.seconds / self.hardware.speed(device)
         parts = _parts(kind, function)
         samples = self._samples.get(here.place, 0)
         key = (here.stage, parts, samples, device)
@@ -239,8 +259,17 @@ class Simulated(MeetingWorkers):
             assert self.costs is not None
             seconds = self.costs[here.stage].of(parts, samples) / self.hardware.speed(device)
             self._seconds_of[key] = seconds
-        slow = self.hardware.slow_downs
-        return seconds if slow is None else seconds * slow.of(here.replica, here.stage, here.micro_batch)
+        return seconds if self.hardware.slow_downs is None else seconds * self._slowed(here, self.hardware.slow_downs)
+
+    def _slowed(self, here: Worker, slow_downs: SlowDowns) -> float:
+        """The factor of this worker for this micro-batch, drawn once."""
+        known = self._slow.get(here.place)
+        if known is None or known[0] != here.micro_batch:
+            known = self._slow[here.place] = (
+                here.micro_batch,
+                slow_downs.of(here.replica, here.stage, here.micro_batch),
+            )
+        return known[1]
 
     async def _busy(self, here: Worker, seconds: float) -> None:
         """The worker's device handles a message."""
@@ -398,6 +427,18 @@ class Simulated(MeetingWorkers):
                 there,
             )
         )
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of acts hold no cycles, and looking through them for some takes half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _parts(kind: str, function: Callable[..., Any]) -> tuple[Work, ...]:
