@@ -1,9 +1,10 @@
 """Peak bytes of saved activations, ResNet-32: backprop against DGL with J = 2, 4, 8, 16 stages.
 
-    python benchmarks/memory.py [--batch 64] [--width 1.0]
+    python benchmarks/memory.py [--batch 64] [--width 1.0] [--rounds 15]
 
 Bytes are those of distinct storages that autograd keeps for the backward, parameters left out. The bound for DGL: 1.05 ×
-(largest single stage with its head + one boundary activation), each measured by itself.
+(largest single stage with its head + one boundary activation), each measured by itself. Then: what the meters cost, and how the
+meter of live bytes agrees with torch's profiler (meters.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from unlocked.costs import run_once, untouched
 from unlocked.probes.memory import SavedBytes
 
 from common import result
+from meters import meters
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -54,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=15, help="of the timing of the meters")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -82,7 +85,11 @@ def main() -> None:
                 f"dgl J={stages:<2d} {balance:7s} peak {peak / mebibyte:7.2f} MiB = {peak / backprop:6.1%} of backprop; "
                 f"largest stage + boundary {(largest + boundary) / mebibyte:7.2f} MiB, ratio {peak / (largest + boundary):.3f}"
             )
-    result("memory", backprop=backprop, backprop_over_16_stages=whole[16], dgl=rows, batch=arguments.batch)
+    print("meters: time over that of a bare step; peak of live bytes over the profiler's")
+    found = meters(arguments.batch, arguments.rounds)
+    result(
+        "memory", backprop=backprop, backprop_over_16_stages=whole[16], dgl=rows, meters=found, batch=arguments.batch
+    )
 
 
 if __name__ == "__main__":

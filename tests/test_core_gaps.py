@@ -20,6 +20,7 @@ from unlocked.evaluation import Score
 from unlocked.partition import partition
 from unlocked.probes.memory import SavedBytes
 from unlocked.rules.shuffle import draw
+from unlocked.simulation.retiming import retimed
 from unlocked.timeline import Act, Timeline
 from unlocked.worlds import InProcess
 
@@ -140,7 +141,7 @@ def test_each_retimed_receive_waits_for_its_own_message():
         acts.append(Act("F", 0, 0, number, 0, 0, number, number + 1.0))
         acts.append(Act("S", 0, 0, number, 0, 4, number + 1.0, number + 1.0, "up", (0, 1)))
     acts += [Act("R", 0, 1, number, 0, 4, 9.0, 9.0, "up", (0, 0)) for number in range(3)]
-    assert [act.end for act in Timeline(acts).parallel() if act.kind == "R"] == [1.0, 2.0, 3.0]
+    assert [act.end for act in retimed(Timeline(acts)) if act.kind == "R"] == [1.0, 2.0, 3.0]
 
 
 # ---- chain and cut -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlocked.errors import Deadlock, UnlockedError
+from unlocked.simulation.retiming import retimed
 from unlocked.timeline import Act, Timeline
 from unlocked.worlds import InProcess
 
@@ -215,7 +216,7 @@ def test_a_median_step_has_median_durations_and_ignores_other_steps():
     assert [act.kind for act in Timeline.median(steps)] == ["F", "U"]
 
 
-def test_parallel_times_a_pipeline_as_its_dependencies_allow():
+def test_retiming_times_a_pipeline_as_its_dependencies_allow():
     acts = []
     for stage, begin in ((0, 0.0), (1, 10.0)):  # in process: one after the other
         for number in range(2):
@@ -224,7 +225,7 @@ def test_parallel_times_a_pipeline_as_its_dependencies_allow():
             acts.append(Act("F", 0, stage, number, 0, 0, begin, begin + 1.0))
             if stage == 0:
                 acts.append(Act("S", 0, 0, number, 0, 4, begin + 1, begin + 1, "up", (0, 1)))
-    parallel = Timeline(acts).parallel()
+    parallel = retimed(Timeline(acts))
     times = {(act.stage, act.micro_batch): (act.start, act.end) for act in parallel if act.kind == "F"}
     assert times == {(0, 0): (0, 1), (0, 1): (1, 2), (1, 0): (1, 2), (1, 1): (2, 3)}
     assert parallel.span() == 3.0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import unlocked as ul
 from unlocked.losses import logits
+from unlocked.simulation.retiming import retimed
 from unlocked.timeline import Timeline
 
 from methods import assert_same, batch, credits, data, mlp, momentum, name_of, state, trainer
@@ -120,7 +121,7 @@ def test_interlocking_step_does_not_grow_with_depth(d):
     for stages in (d + 3, d + 5, d + 8):
         session = trainer(ul.credit.Interlocking(d, head="linear", budget=None), stages=stages, model=mlp(12))
         session.step(*batch())
-        times = unit_times(session.timeline).parallel()
+        times = retimed(unit_times(session.timeline))
         last = max(act.end for act in times if act.kind == "F")
         after_forward.add(times.span() - last)
     assert after_forward == {1.0 + d + 1.0}  # the last stage's loss, d hops down, and the farthest stage's own backward
@@ -132,7 +133,7 @@ def test_backprop_step_grows_with_depth_and_dgl_does_not_wait():
         for stages in (4, 8):
             session = trainer(credit, stages=stages, model=mlp(8))
             session.step(*batch())
-            spans[credit.name, stages] = unit_times(session.timeline).parallel().span()
+            spans[credit.name, stages] = retimed(unit_times(session.timeline)).span()
     assert spans["backprop", 8] - spans["backprop", 4] == 8.0  # four more forwards and four more backwards
     assert spans["dgl", 8] - spans["dgl", 4] == 4.0  # only the forwards
     assert spans["dgl", 8] == 9.0

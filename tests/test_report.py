@@ -31,7 +31,8 @@ from unlocked.report.memory import POINTS, thin
 from unlocked.report.recording import Recording, read_recording
 from unlocked.report.study import read_study
 from unlocked.report.words import bytes_text
-from unlocked.timeline import Act, Timeline
+from unlocked.simulation.retiming import retimed
+from unlocked.timeline import BUSY, Act, Timeline
 
 NASTY = '<script>alert("x")</script>&$a_1$'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -671,7 +672,7 @@ def timelines(draw: st.DrawFn) -> Timeline:
 
 
 def longest_path(timeline: Timeline) -> dict[tuple, list[float]]:
-    """Ends of every worker's acts: an act ends its duration after the last of what it waits for. In recorded order."""
+    """Ends of every worker's acts: a computation ends its duration after the last of what it waits for. In recorded order."""
     free: defaultdict[tuple, float] = defaultdict(float)
     ends: defaultdict[tuple, list[float]] = defaultdict(list)
     sent: defaultdict[tuple, list[float]] = defaultdict(list)
@@ -685,7 +686,7 @@ def longest_path(timeline: Timeline) -> dict[tuple, list[float]]:
             arrived = max(free[(r, act.stage)] for r in replicas)
             free.update({(r, act.stage): arrived for r in replicas})
             begin = arrived
-        free[here] = begin + act.end - act.start
+        free[here] = begin + (act.end - act.start if act.kind in BUSY else 0.0)
         ends[here].append(free[here])
         if act.kind == "S":
             sent[(here, act.peer, act.channel)].append(free[here])
@@ -695,7 +696,7 @@ def longest_path(timeline: Timeline) -> dict[tuple, list[float]]:
 @settings(deadline=None, max_examples=30)
 @given(timelines())
 def test_retimed_acts_end_at_the_end_of_their_longest_path(timeline: Timeline) -> None:
-    parallel, ends = timeline.parallel(), longest_path(timeline)
+    parallel, ends = retimed(timeline), longest_path(timeline)
     for worker in timeline.workers():
         assert [act.end for act in parallel.of(*worker)] == ends[worker]
 
@@ -703,7 +704,7 @@ def test_retimed_acts_end_at_the_end_of_their_longest_path(timeline: Timeline) -
 @settings(deadline=None, max_examples=30)
 @given(timelines())
 def test_retiming_keeps_acts_orders_and_durations(timeline: Timeline) -> None:
-    parallel = timeline.parallel()
+    parallel = retimed(timeline)
     assert parallel.bytes_sent() == timeline.bytes_sent()
     for worker in timeline.workers():
         before, after = timeline.of(*worker), parallel.of(*worker)
@@ -711,7 +712,7 @@ def test_retiming_keeps_acts_orders_and_durations(timeline: Timeline) -> None:
             act._replace(start=0.0, end=0.0) for act in before
         ]
         for old, new in zip(before, after):
-            assert old.kind == "R" or new.end - new.start == old.end - old.start
+            assert old.kind not in BUSY or new.end - new.start == old.end - old.start
         for first, second in pairwise(after):
             assert second.start >= first.end
 
@@ -721,7 +722,7 @@ def test_retiming_keeps_acts_orders_and_durations(timeline: Timeline) -> None:
 def test_no_message_is_taken_before_it_is_sent(timeline: Timeline) -> None:
     sent: defaultdict[tuple, list[float]] = defaultdict(list)
     taken: defaultdict[tuple, list[float]] = defaultdict(list)
-    for act in timeline.parallel():
+    for act in retimed(timeline):
         if act.kind == "S":
             sent[((act.replica, act.stage), act.peer, act.channel)].append(act.end)
         if act.kind == "R":
@@ -734,9 +735,22 @@ def test_no_message_is_taken_before_it_is_sent(timeline: Timeline) -> None:
 @settings(deadline=None, max_examples=30)
 @given(timelines())
 def test_idle_share_is_a_share_and_no_worker_is_busier_than_the_span(timeline: Timeline) -> None:
-    parallel = timeline.parallel()
+    parallel = retimed(timeline)
     assert 0.0 <= parallel.idle_share() <= 1.0
     for worker in parallel.workers():
         assert sum(act.end - act.start for act in parallel.of(*worker)) <= parallel.span()
     if len(parallel.workers()) == 1 and parallel.span():
         assert parallel.idle_share() == 0.0
+
+
+def test_exchanges_that_wait_side_by_side_count_once() -> None:
+    from unlocked.report.measured import _shares
+
+    acts = [
+        Act("B", 0, 0, 0, 0, 0, 0.0, 2.0),
+        Act("M", 0, 0, 0, 0, 8, 1.0, 4.0, "all-reduce"),
+        Act("M", 0, 0, 0, 0, 8, 1.5, 5.0, "all-reduce"),
+        Act("M", 0, 0, 0, 0, 8, 7.0, 8.0, "all-reduce"),
+    ]
+    shares = _shares(Timeline(acts), (0, 0), 10.0)
+    assert (shares["B"], shares["M"]) == (0.2, 0.4)

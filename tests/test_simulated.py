@@ -13,7 +13,7 @@ from unlocked.simulation.costs import costs_of, unit
 from unlocked.simulation.hardware import Device, Hardware, SlowDowns
 from unlocked.simulation.network import Edge, Line, Network, hierarchical, uniform
 from unlocked.simulation.profile import profile
-from unlocked.simulation.simulate import simulate
+from unlocked.simulation.simulating import simulate
 from unlocked.worlds import Simulated
 
 import methods
@@ -190,6 +190,24 @@ def test_buckets_hide_behind_the_backward_what_the_network_allows():
     assert hidden < plain
 
 
+def test_exchanges_of_a_group_follow_each_other_on_its_wires():
+    """Two means of 100 bytes begun at once, at 100 bytes/s over two members: a second each; a message then waits for both."""
+
+    async def program(worker):
+        both = [worker.replicas.begin_mean(f"mean/{k}", [torch.zeros(25)]) for k in range(2)]
+        await both[0]
+        await worker.replicas.peer(1 - worker.replica).swap("after", torch.zeros(25))
+        await both[1]
+
+    world = Simulated(Hardware(network=uniform(0.0, 100.0)), unit(1))
+    timeline = world.run([(worker, program(worker)) for worker in world.mesh(2, 1)])
+    ends = {(act.kind, act.channel): [] for act in timeline}
+    for act in timeline:
+        ends[act.kind, act.channel].append(act.end)
+    assert ends["M", "mean"] == [1.0, 1.0, 2.0, 2.0]
+    assert ends["R", "after"] == [3.0, 3.0]
+
+
 def test_messages_share_a_wire_and_arrive_a_latency_later():
     async def program(worker):
         if worker.first:
@@ -308,3 +326,20 @@ def test_a_deadlock_is_named():
 def test_bad_input_is_refused_in_a_sentence(make, sentence):
     with pytest.raises(ul.UnlockedError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_micro_batches_of_unequal_size_cost_what_each_of_them_does(tensors):
+    """Seven samples in three parts: 3, 2, 2; their backwards come after all forwards."""
+    if tensors:
+        session = trainer(ul.credit.GPipe(3), stages=2, world=Simulated(Hardware(Device(1e6))))
+        session.step(*batch(7))
+        timeline = session.timeline
+    else:
+        chain = ul.cut(mlp(), 2, like=batch()[0])
+        costs = costs_of(profile(chain), Device(1e6))
+        timeline = simulate(ul.credit.GPipe(3), costs=costs, samples=7, hardware=Hardware(Device(1e6)))
+    for kind in "FB":
+        lengths = [act.end - act.start for act in timeline.of(0, 0) if act.kind == kind]
+        assert lengths == pytest.approx([1.5 * lengths[1], lengths[1], lengths[1]])
+        assert lengths[1] > 0

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from unlocked.errors import BadCheckpoint, BadData, InvalidChoice, UnlockedError
 from unlocked.report.recording import Recording
+from unlocked.simulation.retiming import retimed
 from unlocked.timeline import BUSY, Act, Timeline
 from unlocked.trace import LOOKS, TINY, trace, write_trace
 
@@ -269,7 +270,7 @@ def test_one_process_is_retimed_and_the_file_says_so() -> None:
         "re-timed, not measured"
     }
     assert {e["pid"] for e in of_phase(content, "X")} == {1}
-    parallel = Timeline.from_json(recorded["acts"]).parallel()
+    parallel = retimed(Timeline.from_json(recorded["acts"]))
     ends = {e["ts"] + e["dur"] for e in of_phase(content, "X")}
     assert max(ends) == pytest.approx(1e6 * parallel.span(), abs=1e-3 * TINY * len(parallel))
     measured = trace(recording_of(simulate("dgl")))["otherData"]

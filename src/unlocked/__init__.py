@@ -13,12 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import callbacks, consensus, credit, data, heads, losses, models, worlds
+    from . import callbacks, consensus, credit, data, heads, losses, models, simulation, worlds
     from .allocator import keep_freed_memory
     from .chain import Chain, Stage
     from .cutting import cut
     from .errors import UnlockedError
     from .loop import Interrupted
+    from .planning import Plan, plan
     from .session import Trainer
     from .timeline import Act, Timeline
 
@@ -28,6 +29,7 @@ __all__ = [
     "Act",
     "Chain",
     "Interrupted",
+    "Plan",
     "Stage",
     "Timeline",
     "Trainer",
@@ -41,6 +43,8 @@ __all__ = [
     "keep_freed_memory",
     "losses",
     "models",
+    "plan",
+    "simulation",
     "worlds",
 ]
 
@@ -48,12 +52,14 @@ _HOMES = {
     "Act": "timeline",
     "Chain": "chain",
     "Interrupted": "loop",
+    "Plan": "planning",
     "Stage": "chain",
     "Timeline": "timeline",
     "Trainer": "session",
     "UnlockedError": "errors",
     "cut": "cutting",
     "keep_freed_memory": "allocator",
+    "plan": "planning",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `unlocked train | compare | launch | methods | report | trace | export | doctor`.
+"""The command line: `unlocked train | compare | launch | methods | report | timeline | plan | trace | export | …`.
 
 Exit codes: 0 done (also when SIGTERM made it save and stop), 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
 Errors are one sentence.
@@ -21,11 +21,12 @@ import tyro
 from rich.console import Console
 
 from . import __version__
-from .commands import COMMANDS, Compare, Doctor, Launch, Methods, Report, Trace, Train
+from .commands import COMMANDS, Calibrate, Compare, Doctor, Launch, Methods, Plan, Report, Timeline, Trace, Train
 from .comparing import compare, default_folder, plan
 from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
 from .loop import Interrupted
+from .simulation.options import described
 from .table import as_rich as comparison_table
 
 
@@ -128,10 +129,22 @@ def _run(command: Any, text: str, launched: list[str]) -> int:
             grace=command.grace,
             json=command.json or "--json" in launched,
         )
+    if isinstance(command, Calibrate):
+        from .calibrate_command import run as calibrate
+
+        return calibrate(command, _console())
     if isinstance(command, Doctor):
         from .doctor import doctor
 
         return doctor(command.json, command.interface, command.mebibytes)
+    if isinstance(command, Timeline):
+        from .timeline_command import timeline
+
+        return timeline(command, _console())
+    if isinstance(command, Plan):
+        from .planning.command import run as plan_command
+
+        return plan_command(command, _console())
     return _write(command)
 
 
@@ -169,7 +182,10 @@ def _compare(command: Compare, text: str) -> int:
     folder = command.out or default_folder()
     if not command.methods:
         raise InvalidChoice("--methods needs at least one method; leave it out for the standard ten.")
-    made = plan(command.methods, command, command.seeds, command.jobs, folder, text, command.world, command.processes)
+    cluster = described(command, command.world)
+    made = plan(
+        command.methods, command, command.seeds, command.jobs, folder, text, command.world, command.processes, cluster
+    )
     console = _console()
     if not command.json:
         runs = len(made.methods) * made.seeds

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import tyro
 
 from .comparing import MAIN_JOB
-from .config import Options
+from .config import Optimizer, Options
+from .cutting import Balance
+from .simulation.options import ClusterOptions
 
 
 @dataclass(frozen=True)
-class Train(Options):
+class Train(Options, ClusterOptions):
     """Train one network by one method."""
 
     credit: str = "dgl"
@@ -32,8 +34,9 @@ class Train(Options):
     """With --resume: go on with the network cut into this many stages (rules without heads only)."""
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """Also write TensorBoard files to RUN/tensorboard; auto: if it is installed."""
-    world: Literal["in-process", "distributed"] = "in-process"
-    """distributed: one of several processes, as started by unlocked launch or torchrun."""
+    world: Literal["in-process", "distributed", "simulated"] = "in-process"
+    """distributed: one of several processes, as started by unlocked launch or torchrun. simulated: under a clock of a cluster
+    that the options below describe; seconds are simulated ones."""
     reduction: Literal["ordered", "backend"] = "ordered"
     """Means over replicas: ordered, bit for bit as in process; or the backend's own all-reduce, alike up to rounding."""
     interface: str | None = None
@@ -45,7 +48,7 @@ class Train(Options):
 
 
 @dataclass(frozen=True)
-class Compare(Options):
+class Compare(Options, ClusterOptions):
     """Race several methods on the same data from the same weights, over several seeds."""
 
     methods: tuple[str, ...] = MAIN_JOB
@@ -54,8 +57,8 @@ class Compare(Options):
     """Number of seeds, 0, 1, …"""
     jobs: int | None = None
     """Runs at the same time; None: as many as there are cores for their processes."""
-    world: Literal["in-process", "distributed"] = "in-process"
-    """distributed: every run on processes of its own."""
+    world: Literal["in-process", "distributed", "simulated"] = "in-process"
+    """distributed: every run on processes of its own. simulated: on a cluster that the options below describe."""
     processes: int | None = None
     """Processes of a distributed run; None: one per replica and stage."""
     out: Path | None = None
@@ -129,6 +132,58 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Timeline(ClusterOptions):
+    """Draw what a method does when, on a simulated cluster: a table, idle shares, memory, staleness; --to: a picture."""
+
+    credit: str = "backprop"
+    """Credit rule, e.g. gpipe or "gpipe(micro_batches=8)"; see unlocked methods."""
+    consensus: str = "independent"
+    """Consensus rule among the replicas, e.g. all-reduce."""
+    stages: int = 4
+    """Number of stages J."""
+    replicas: int = 1
+    """Number of replicas N."""
+    steps: int = 1
+    """Updates."""
+    accumulate: int = 1
+    """Batches per update."""
+    devices: int | None = None
+    """Devices, which workers share replica by replica; None: one for each worker."""
+    forward: float | None = None
+    """Made-up time of a stage's forward; None: 1."""
+    backward: float | None = None
+    """Made-up time of a stage's backward; None: 1."""
+    head: float | None = None
+    """Made-up time of a head's forward and backward; None: 0."""
+    update: float | None = None
+    """Made-up time of an update; None: 0."""
+    model: str | None = None
+    """A real network's costs instead of made-up ones: a name as in train; with --input or --data."""
+    width: float | None = None
+    """Width of the network, if it has one."""
+    depth: int | None = None
+    """Depth of the network, if it has one."""
+    model_options: tuple[str, ...] = ()
+    """Other options of the network, each as key=value."""
+    input: str | None = None
+    """Shape of one of the network's inputs, e.g. 3x224x224."""
+    classes: int = 10
+    """The network's outputs, with --input."""
+    data: str | None = None
+    """Data that the network is for, as in train."""
+    batch: int | None = None
+    """Samples per replica and step; None: 32, or for made-up costs one per micro-batch."""
+    tick: float | None = None
+    """Length of a tick of the table, in the costs' seconds; None: one that suits."""
+    colours: Literal["micro-batch", "kind"] = "micro-batch"
+    """What the colours of the picture tell."""
+    to: Path | None = None
+    """Picture to write, .svg or .png."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Examine processes, network and machine; alone, or as unlocked launch --processes 2 -- doctor, or under torchrun."""
 
@@ -140,13 +195,90 @@ class Doctor:
     """Print one line of JSON."""
 
 
+@dataclass(frozen=True)
+class Calibrate:
+    """Measure this machine, and with --model the stages of a network, into a cost file for --costs."""
+
+    model: str | None = None
+    """Network whose stages are measured, a name as in train; with --input or --data."""
+    width: float | None = None
+    """Width of the network, if it has one."""
+    depth: int | None = None
+    """Depth of the network, if it has one."""
+    model_options: tuple[str, ...] = ()
+    """Other options of the network, each as key=value."""
+    input: str | None = None
+    """Shape of one of the network's inputs, e.g. 3x32x32."""
+    classes: int = 10
+    """The network's outputs, with --input."""
+    data: str | None = None
+    """Data that the network is for, as in train."""
+    stages: int = 2
+    """Number of stages J the network is cut into."""
+    balance: Balance = "flops"
+    """What the stages share evenly."""
+    batch_size: int = 32
+    """Samples of a batch; a quarter of it is measured as well."""
+    credit: str = "backprop"
+    """Credit rule whose heads the stages get, e.g. dgl."""
+    optimizer: Optimizer = "sgd"
+    """Optimizer of every stage."""
+    links: Literal["auto", "shared-memory", "gloo"] = "auto"
+    """How the two processes are joined; auto: as they would be in training here."""
+    out: Path = Path("costs.json")
+    """Cost file to write."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(ClusterOptions):
+    """Predict every method on a cluster and sort them: speed, memory, bytes; what does not fit, and why."""
+
+    model: str
+    """Network, a name as in train."""
+    input: str | None = None
+    """Shape of one input, e.g. 3x224x224; gpt takes --context instead."""
+    devices: int
+    """Number of devices."""
+    batch: int = 256
+    """Samples of one update of one network; replicas that train one network share it."""
+    classes: int | None = None
+    """Outputs of the network; None: 1000 for images of at least 128 pixels, 256 for gpt, else 10."""
+    context: int = 128
+    """Window of a text, in bytes."""
+    width: float | None = None
+    """Width of the network, if it has one."""
+    depth: int | None = None
+    """Depth of the network, if it has one."""
+    model_options: tuple[str, ...] = ()
+    """Other options of the network, each as key=value."""
+    accumulate: int = 1
+    """Micro-batches per update."""
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
+    """Whose state is held; momentum: sgd with momentum."""
+    objective: Literal["throughput", "memory", "bytes"] = "throughput"
+    """What to sort by: samples/s of one network, the fullest device's memory, or bytes sent per sample."""
+    credit: tuple[str, ...] = ()
+    """Only these credit rules, e.g. backprop "gpipe(micro_batches=32)"."""
+    consensus: tuple[str, ...] = ()
+    """Only these consensus rules."""
+    all: bool = False
+    """Show all rows and reasons."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "compare": Compare,
     "launch": Launch,
     "methods": Methods,
     "report": Report,
+    "timeline": Timeline,
+    "plan": Plan,
     "trace": Trace,
     "export": Export,
+    "calibrate": Calibrate,
     "doctor": Doctor,
 }

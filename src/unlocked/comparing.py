@@ -22,6 +22,7 @@ from .live import LiveComparison, Progress, in_percent
 from .method_names import Method, make_consensus, make_credit, parse_method
 from .run_files import alone_in, machine, read_json, versions, write_json, write_text
 from .running import is_complete, load_data, refuse_other_run
+from .simulation.options import in_words
 from .table import as_markdown, row_of
 from .workers import Outcome, Pool, Task
 
@@ -55,7 +56,7 @@ class Comparison:
 
     def processes_of(self, config: RunConfig) -> int | None:
         """How many processes a run has of its own, or None."""
-        if self.world == "in-process":
+        if self.world != "distributed":
             return None
         workers = config.replicas * config.stages
         return workers if self.processes is None else min(self.processes, workers)
@@ -74,6 +75,7 @@ def plan(
     command: str,
     world: str = "in-process",
     processes: int | None = None,
+    cluster: dict[str, Any] | None = None,
 ) -> Comparison:
     """Check everything that can be checked before the first step. Raises InvalidChoice, BadData.
 
@@ -82,14 +84,17 @@ def plan(
     require_at_least("seeds", seeds, 1)
     require_at_least("jobs", jobs, 1)
     require_at_least("processes", processes, 1)
-    if processes is not None and world == "in-process":
+    if processes is not None and world != "distributed":
         raise InvalidChoice("--processes is for runs on processes of their own; add --world distributed.")
     methods = [parse_method(text) for text in texts]
     slugs = [method.slug for method in methods]
     for method in methods:
         if slugs.count(method.slug) > 1:
             raise InvalidChoice(f"The method {str(method)!r} is given twice; give each once.")
-    configs = {method: [resolve(options, method, seed, threads=1) for seed in range(seeds)] for method in methods}
+    configs = {
+        method: [resolve(options, method, seed, threads=1, cluster=cluster) for seed in range(seeds)]
+        for method in methods
+    }
     made = Comparison(methods, configs, folder, options, seeds, 1, command, world, processes)
     busiest = max(made.processes_of(config) or 1 for rows in configs.values() for config in rows)
     made = replace(made, jobs=max(1, cores() // busiest) if jobs is None else jobs)
@@ -103,7 +108,7 @@ def plan(
 
 def _refuse_in_process(method: Method, config: RunConfig, world: str) -> None:
     for rule in (make_credit(method.credit, config.stages), make_consensus(method.consensus, config.stages)):
-        if rule.needs_processes and world == "in-process":
+        if rule.needs_processes and world != "distributed":
             raise InvalidChoice(
                 f"{rule.name} leaves the communicating to PyTorch, between processes; add --world distributed."
             )
@@ -126,8 +131,17 @@ def _compare(made: Comparison, console: Console, as_json: bool) -> list[dict[str
     outcomes += _make(made, tasks, outcomes, console, as_json)
     rows = _rows(made, outcomes)
     write_json(made.folder / "table.json", rows)
-    write_text(made.folder / "table.md", as_markdown(rows, made.command, machine(resolve_device(made.options.device))))
+    write_text(made.folder / "table.md", as_markdown(rows, made.command, _where(made)))
     return rows
+
+
+def _where(made: Comparison) -> str:
+    """The machine or, if seconds are not its own, the cluster that was simulated."""
+    cluster = made.configs[made.methods[0]][0].cluster
+    if cluster is not None:
+        return f"Seconds are simulated, {in_words(cluster)}."
+    real = machine(resolve_device(made.options.device))
+    return f"{real['cpu']}, {real['cores']} cores, on {real['device']}."
 
 
 def _described(made: Comparison) -> dict[str, Any]:

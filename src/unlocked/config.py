@@ -106,6 +106,7 @@ class RunConfig:
     validate_every: int
     threads: int
     device: str
+    cluster: dict[str, Any] | None = None  # of a simulated run: how it was described (simulation/options.py)
 
     @property
     def method(self) -> Method:
@@ -119,14 +120,16 @@ class RunConfig:
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_json`; further entries are left alone. Raises InvalidChoice if one is missing."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in entries]
+        fields = dataclasses.fields(cls)
+        missing = [field.name for field in fields if field.name not in entries and field.default is dataclasses.MISSING]
         if missing:
             raise InvalidChoice(f"The saved configuration lacks {', '.join(missing)}; it is of another version.")
-        return cls(**{name: entries[name] for name in names})
+        return cls(**{field.name: entries[field.name] for field in fields if field.name in entries})
 
 
-def resolve(options: Options, method: Method, seed: int, threads: int) -> RunConfig:
+def resolve(
+    options: Options, method: Method, seed: int, threads: int, cluster: dict[str, Any] | None = None
+) -> RunConfig:
     """The configuration of one run. Raises InvalidChoice for whatever can be refused without looking at the data."""
     _check_numbers(options)
     make_credit(method.credit, options.stages)
@@ -143,6 +146,7 @@ def resolve(options: Options, method: Method, seed: int, threads: int) -> RunCon
         momentum=_momentum(options),
         threads=threads if options.threads is None else options.threads,
         device=resolve_device(options.device),
+        cluster=cluster,
     )
 
 

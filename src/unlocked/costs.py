@@ -73,10 +73,10 @@ def seconds(module: nn.Module, x: Tensor, repeats: int = 5) -> float:
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Bytes a forward on `x` keeps for its backward: distinct storages, parameters not counted."""
+    """Bytes a forward on `x` keeps for its backward: distinct storages, parameters and buffers not counted."""
     from .probes.memory import SavedBytes  # the meter imports nothing from here; late import keeps start-up light
 
-    with untouched(module), SavedBytes(ignore=module.parameters()) as meter:
+    with untouched(module), SavedBytes(ignore=[*module.parameters(), *module.buffers()]) as meter:
         output = module(x.detach().requires_grad_(x.is_floating_point()))
         kept = meter.live
         del output

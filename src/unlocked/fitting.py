@@ -12,8 +12,7 @@ from .callbacks import Callback
 from .errors import InvalidChoice, LostProcess
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
-from .probes.memory import SavedBytes
-from .sharding import local
+from .probes.step import Record, live_peak, merged, metered_update
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -37,6 +36,7 @@ class Fitting:
 
     def __init__(self, trainer: Trainer, plan: Plan) -> None:
         self._trainer, self._plan = trainer, plan
+        self._metered: list[Record] = []  # updates of this phase, of this process
         self._settle()
         self._total = plan.epochs * trainer.credit.phases(trainer.stages)
 
@@ -142,7 +142,7 @@ class Fitting:
     def _step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         trainer = self._trainer
         begin = trainer.world.clock()
-        losses = self._first_step(shares) if trainer.activation_peak is None else trainer.update(shares)
+        losses = self._metered_step(shares) if self._to_be_metered() else trainer.update(shares)
         seconds, samples = trainer.world.clock() - begin, trainer.replicas * len(next(iter(shares.values()))[0])
         trainer.batch_in_epoch += 1
         trainer.elapsed += seconds
@@ -152,14 +152,27 @@ class Fitting:
         for callback in self._plan.callbacks:
             callback.on_step(trainer, record)
 
-    def _first_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """The first step of a session runs under the meter of saved bytes; its values are the same."""
+    def _to_be_metered(self) -> bool:
+        """The first two updates of a phase are: an optimizer makes its state in the first, so the second is worth keeping."""
+        known = any(record["phase"] == self._trainer.phase for record in self._trainer.memory)
+        return not known and len(self._metered) < 2
+
+    def _metered_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """A step under the meters of memory; its values are the same."""
         trainer = self._trainer
-        parameters = [local(parameter) for chain in trainer.chains for parameter in chain.parameters()]
-        with SavedBytes(ignore=parameters) as meter:
-            losses = trainer.update(shares)
-        trainer.activation_peak, trainer.activation_curve = meter.peak, meter.curve
+        losses, saved, record = metered_update(trainer, shares)
+        self._metered.append(record)
+        if saved.peak > (trainer.activation_peak or 0):
+            trainer.activation_peak, trainer.activation_curve = saved.peak, saved.curve
         return losses
+
+    def _share_memory(self) -> None:
+        """What the meters said, of all processes, which have all metered the same updates; once there are two."""
+        trainer = self._trainer
+        last_of_phase = trainer.epoch % self._plan.epochs == 0
+        if len(self._metered) == 2 or (self._metered and last_of_phase):
+            trainer.memory = [*trainer.memory, *merged(trainer.crew.share(self._metered[-1:]))]
+            self._metered = []
 
     def _step_schedules(self) -> None:
         trainer = self._trainer
@@ -176,6 +189,7 @@ class Fitting:
         """The record of the epoch, of all processes."""
         trainer = self._trainer
         trainer.measured = measured_steps(trainer)
+        self._share_memory()
         trainer.activation_peak = max(trainer.crew.share(trainer.activation_peak), key=lambda peak: peak or 0)
         trainer.book = book = trainer.book.share(trainer.crew)
         record = {
@@ -191,6 +205,7 @@ class Fitting:
             "bytes": book.sent,
             "traffic": book.per_replica(trainer.replicas),
             "activation_peak": trainer.activation_peak,
+            "live_peak": live_peak(trainer.memory),
             "learning_rates": trainer.learning_rates(),
         }
         trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()

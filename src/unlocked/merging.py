@@ -11,7 +11,7 @@ from .chain import Chain
 from .consensus.base import Store
 from .restore import describe_optimizer, describe_schedule
 from .timeline import Timeline
-from .worlds import Distributed
+from .worlds import Distributed, Simulated
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -62,7 +62,8 @@ def measured_steps(trainer: Trainer) -> dict[str, Any]:
         offsets = world.crew.offsets
         merged = [_moved(act, offsets[rank]) for rank, row in enumerate(rows) for act in row]
     return {
-        "measured": isinstance(world, Distributed),
+        "measured": isinstance(world, (Distributed, Simulated)),
+        "simulated": isinstance(world, Simulated),
         "ranks": [[*place, rank] for place, rank in ranks.items()],
         "steps": [trainer.steps - len(kept) + 1, trainer.steps],
         "acts": merged,

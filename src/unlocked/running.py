@@ -36,8 +36,11 @@ from .run_files import (
     write_step,
 )
 from .session import Trainer
+from .simulation import cost_file
+from .simulation.costs import Costs
+from .simulation.options import of_description
 from .timeline import Timeline
-from .worlds import Distributed, InProcess, World
+from .worlds import Distributed, InProcess, Simulated, World
 
 
 @functools.lru_cache(maxsize=1)
@@ -106,7 +109,8 @@ def _schedule(config: RunConfig, updates: int) -> Callable[[torch.optim.Optimize
 
 
 class StepFile(Callback):
-    """Keeps RUN/timeline.json, the acts of the latest steps, and RUN/step.json, one step: each act as long as its median."""
+    """Keeps RUN/timeline.json, the acts of the latest steps; RUN/step.json, one step: each act as long as its median; and
+    RUN/memory.json."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,11 +118,24 @@ class StepFile(Callback):
     def on_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
         if trainer.measured is not None:
             write_json(self._folder / "timeline.json", trainer.measured, indent=None)
+        if trainer.memory and "predicted" not in trainer.memory[-1]:
+            trainer.memory[-1]["predicted"] = _predicted(trainer, trainer.memory[-1]["samples"])
+            write_json(self._folder / "memory.json", trainer.memory, indent=None)
 
     def on_stop(self, trainer: Trainer, reason: str) -> None:
         steps = recorded_steps(trainer)
         if steps:
             write_step(self._folder, Timeline.median(steps).to_json(), trainer.activation_curve)
+
+
+def _predicted(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
+    """The memory of each stage by its shapes; nothing for a network that does not run on shapes alone."""
+    from .probes.predicted import predicted  # late: torch's fake tensors take a while to load
+
+    try:
+        return predicted(trainer, recorded_steps(trainer)[-1], samples)
+    except Exception:  # a network may do anything; a prediction that cannot be made must not end the training
+        return []
 
 
 class JsonLines(Callback):
@@ -172,9 +189,26 @@ def run(
     On several processes all call it; the callbacks are this process's own, the files of the run are the chief's.
     Raises Interrupted after Ctrl-C (saved), and UnlockedError kinds.
     """
-    world = world if world is not None else InProcess()
+    world = _world(config, world)
     with alone_in(folder) if world.crew.chief else contextlib.nullcontext():
         return _run(config, folder, callbacks, command, world)
+
+
+def _world(config: RunConfig, given: World | None) -> World:
+    """The world of a run: a simulated one for a run on a cluster that was only described."""
+    if config.cluster is None:
+        return given if given is not None else InProcess()
+    if given is not None and not isinstance(given, InProcess):
+        raise InvalidChoice("This run is on a simulated cluster, in one process; leave out --world distributed.")
+    states = "momentum" if config.optimizer == "sgd" and config.momentum else config.optimizer
+    file = config.cluster.get("costs")
+    measured = None if file is None else functools.partial(_measured_costs, file)
+    return Simulated(of_description(config.cluster), measured, optimizer=states)
+
+
+def _measured_costs(file: str, chain: Chain) -> Costs | None:
+    """Of a cost file's network, if it is about one; then it must be this one."""
+    return cost_file.load(file, chain)[1]
 
 
 def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command: str, world: World) -> dict[str, Any]:
@@ -238,7 +272,7 @@ def _checkpoint_every(config: RunConfig) -> int:
 def _begin(config: RunConfig, folder: Path, trainer: Trainer, command: str) -> None:
     """Write what is known before the first step; what a run that never came to a checkpoint had logged goes."""
     (folder / "events.jsonl").unlink(missing_ok=True)
-    for name in ("step.json", "timeline.json"):
+    for name in ("step.json", "timeline.json", "memory.json"):
         (folder / name).unlink(missing_ok=True)
     write_json(
         folder / "config.json",

@@ -31,7 +31,7 @@ from .restore import (
     restore_schedule,
 )
 from .sharding import load_optimizer, whole, whole_state
-from .worlds.base import World
+from .worlds import Simulated, World
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -58,6 +58,7 @@ _PROGRESS = (
     "epochs_per_phase",
     "batch_size",
     "activation_peak",
+    "memory",
 )
 
 
@@ -123,6 +124,7 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
             "progress": {name: getattr(trainer, name) for name in _PROGRESS},
             "sent_before": dict(trainer.sent_before),
             "book": dataclasses.asdict(book),
+            "clock": trainer.world.state() if isinstance(trainer.world, Simulated) else None,
         },
     )
 
@@ -160,12 +162,16 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
             _load_shard(weights, reader)
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
+    if cut_anew:
+        trainer.memory = []  # it was of other stages
     trainer.sent_before.update(manifest["sent_before"])
     here = [f"{worker.replica}.{worker.stage}" for worker in trainer.workers]
     book = EpochBook(**manifest["book"])
     if cut_anew:
         book.losses = rename_losses(book.losses, manifest["stages"], len(chain))
     trainer.book = book.part(here, trainer.crew.chief)
+    if isinstance(trainer.world, Simulated) and manifest.get("clock") is not None and not cut_anew:
+        trainer.world.restore(manifest["clock"])
     trainer.last_checkpoint = reader.path
     return trainer
 

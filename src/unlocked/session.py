@@ -57,7 +57,7 @@ class Trainer:
 
     Attributes: `chains` (one per replica), `timeline` (of the latest step), `steps`, `epoch`, `phase`, `heads` (what heads
     were built and what they cost), `bytes_sent` (by channel, since the start), `activation_peak` (bytes kept for backward
-    in the first step of `fit`).
+    in the first steps of `fit`), `memory` (what all tensors took then; see probes/step.py).
 
     In a world of several processes every process makes the same trainer and calls the same methods. The stages that live
     elsewhere are emptied (device "meta"), `timeline` and `step`'s losses are of the workers here, `bytes_sent` of all of them
@@ -105,9 +105,7 @@ class Trainer:
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
         _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
-        self.workers: list[Worker] = self.world.mesh(
-            replicas, self.stages, seed, self._context(), self.device, chain
-        )
+        self.workers: list[Worker] = self.world.mesh(replicas, self.stages, seed, self._context(), self.device, chain)
         if self.crew.size > 1:
             self.crew.agree(fingerprint(self, chain), "the trainer")
         self.template = chain.blank("meta")
@@ -127,6 +125,7 @@ class Trainer:
         self.sent_before: Counter[str] = Counter()
         self.activation_peak: int | None = None
         self.activation_curve: list[int] = []
+        self.memory: list[dict[str, Any]] = []
         self.training_data: Any = None
         self.last_checkpoint: Path | None = None
 
@@ -259,7 +258,7 @@ class Trainer:
             checkpoint: folder to save to every `checkpoint_every` epochs and on Ctrl-C.
 
         Returns one record per epoch: epoch, phase, step, losses (mean per stage), seconds, elapsed (training only),
-        samples_per_second, bytes (by channel, this epoch), activation_peak, learning_rates, validation.
+        samples_per_second, bytes (by channel, this epoch), activation_peak, live_peak, learning_rates, validation.
         Raises Interrupted after Ctrl-C (the step is finished first; a second Ctrl-C stops at once).
         """
         self.training_data = as_data(train)

@@ -65,9 +65,9 @@ def as_rich(rows: Sequence[dict[str, Any]], width: int) -> Table:
     return table
 
 
-def as_markdown(rows: Sequence[dict[str, Any]], command: str, machine: dict[str, Any]) -> str:
-    """The same as Markdown, with the command and the machine above, and what failed below."""
-    lines = ["```", command, "```", "", f"{machine['cpu']}, {machine['cores']} cores, on {machine['device']}.", ""]
+def as_markdown(rows: Sequence[dict[str, Any]], command: str, where: str) -> str:
+    """The same as Markdown, with the command and where it ran above, and what failed below."""
+    lines = ["```", command, "```", "", where, ""]
     lines += ["| " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * (len(_COLUMNS) - 1)]
     lines += ["| " + " | ".join(_cells(row, digits=2)) + " |" for row in rows]
     lines += ["", _UNITS]

@@ -10,7 +10,7 @@
     M     an exchange among replicas (mean, shuffle) what this worker sends
 
 Times are seconds of the world's own clock (wall clock in process). A message is taken in the order it was sent, so a
-timeline alone says which S belongs to which R; `parallel()` uses that to re-time it for one device per worker.
+timeline alone says which S belongs to which R; simulation/retiming.py uses that to re-time it for another cluster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -130,10 +131,8 @@ class Timeline:
         return max(act.end for act in self.acts) - min(act.start for act in self.acts)
 
     def idle_share(self) -> float:
-        """Share of (workers × span) in which a worker neither computes nor exchanges."""
-        span, workers = self.span(), self.workers()
-        busy = sum(act.end - act.start for act in self.acts)
-        return 1.0 - busy / (span * len(workers)) if span else 0.0
+        """Mean of `idle_shares`: share of (workers × span) in which a worker neither computes nor updates."""
+        return statistics.fmean(self.idle_shares().values()) if self.acts else 0.0
 
     def idle_shares(self, begin: float | None = None, end: float | None = None) -> dict[tuple[int, int], float]:
         """Share of the time from `begin` to `end` in which each worker neither computes nor updates.
@@ -150,13 +149,28 @@ class Timeline:
         span = end - begin
         return {worker: max(0.0, 1.0 - seconds / span) if span > 0 else 0.0 for worker, seconds in busy.items()}
 
-    def parallel(self) -> Timeline:
-        """The same acts as one device per worker would have timed them: measured durations, free links.
+    def staleness(self) -> dict[tuple[int, int], list[list[int]]]:
+        """For every worker and update, in order: how many updates old the weights were that its gradients are of.
 
-        An R ends when its message has been sent; an M ends when the last replica has come to it. Everything else starts
-        when its worker is free. This is what the dependencies of the method allow, not a measurement of a cluster.
+        τ = version at the update − version of the forward, of every micro-batch with a backward since the update before (once
+        for each). Read off the acts alone; micro-batches whose forward is not among them are left out.
         """
-        return Timeline(_retime(self))
+        delays: dict[tuple[int, int], list[list[int]]] = {worker: [] for worker in self.workers()}
+        seen: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        ready: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        for act in self.acts:
+            worker = (act.replica, act.stage)
+            if act.kind == "F":
+                seen[worker][act.micro_batch] = act.version
+            elif act.kind == "B" and act.micro_batch in seen[worker]:
+                ready[worker][act.micro_batch] = seen[worker][act.micro_batch]
+            elif act.kind == "U" and worker in ready:  # a mix may follow as a U of its own
+                delays[worker].append([act.version - version for version in ready.pop(worker).values()])
+        return delays
+
+    def staleness_counts(self) -> dict[int, int]:
+        """Histogram of `staleness`: how many gradients were how many updates old, over all workers and updates."""
+        return dict(sorted(Counter(chain.from_iterable(chain.from_iterable(self.staleness().values()))).items()))
 
     @classmethod
     def median(cls, steps: Sequence[Timeline]) -> Timeline:
@@ -207,51 +221,3 @@ class Timeline:
     def from_json(cls, rows: Iterable[dict[str, Any]]) -> Timeline:
         """The inverse of `to_json`."""
         return cls(Act(**{**row, "peer": tuple(row["peer"]) if row.get("peer") else None}) for row in rows)
-
-
-def _retime(timeline: Timeline) -> list[Act]:
-    """Replay every worker's acts in its own order; a worker that must wait gives way to the others."""
-    left = {worker: iter(timeline.of(*worker)) for worker in timeline.workers()}
-    clock: dict[tuple[int, int], float] = dict.fromkeys(left, 0.0)
-    sent: dict[tuple, list[float]] = defaultdict(list)
-    taken: Counter[tuple] = Counter()
-    met: dict[tuple, list[float]] = defaultdict(list)
-    meetings: Counter[tuple] = Counter()
-    size = {stage: len({r for r, s in left if s == stage}) for _, stage in left}
-    head = {worker: next(acts, None) for worker, acts in left.items()}
-    done: list[Act] = []
-    arrived: set[tuple] = set()
-    moved = True
-    while moved:
-        moved = False
-        for worker in left:
-            while (act := head[worker]) is not None:
-                duration = act.end - act.start
-                end = clock[worker] + duration
-                if act.kind == "R":
-                    channel = (act.peer, worker, act.channel)
-                    if taken[channel] >= len(sent[channel]):
-                        break
-                    end = max(clock[worker], sent[channel][taken[channel]])
-                    taken[channel] += 1
-                elif act.kind == "M":
-                    here = (act.stage, act.channel)
-                    meeting = (*here, meetings[(worker, here)])
-                    if (worker, meeting) not in arrived:
-                        arrived.add((worker, meeting))
-                        met[meeting].append(clock[worker])
-                        moved = True
-                    if len(met[meeting]) < size[act.stage]:
-                        break
-                    meetings[(worker, here)] += 1
-                    end = max(met[meeting]) + duration
-                start = end - duration if act.kind == "M" else clock[worker]
-                if act.kind == "R":
-                    start = end
-                if act.kind == "S":
-                    sent[(worker, act.peer, act.channel)].append(end)
-                clock[worker] = end
-                done.append(act._replace(start=start, end=end))
-                head[worker] = next(left[worker], None)
-                moved = True
-    return done

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from .errors import BadCheckpoint, InvalidChoice, UnlockedError
 from .report.recording import FILE, Recording, read_recording
 from .run_files import write_text
+from .simulation.retiming import retimed
 from .timeline import Act, Timeline
 
 TINY = 200  # nanoseconds
@@ -46,6 +47,8 @@ HOW = {
     False: "Not measured: one process did the acts one after the other; they are re-timed here for one device per worker "
     "and free links.",
 }
+
+SIMULATED = "Acts as they were timed by the clock of a simulated cluster."
 
 Event = dict[str, Any]
 Lane = tuple[int, int, int]  # replica, stage, and 0 for the worker's own thread; more for exchanges beside it
@@ -84,7 +87,7 @@ def write_trace(folder: Path, to: Path | None = None) -> Path:
 
 def trace(recording: Recording, run: str = "") -> dict[str, Any]:
     """The whole file, as JSON values."""
-    acts = recording.acts if recording.measured else recording.acts.parallel()
+    acts = recording.acts if recording.measured else retimed(recording.acts)
     lanes = _lanes(acts, recording)
     placed, shift = _place(acts, lanes)
     where = {
@@ -98,7 +101,7 @@ def trace(recording: Recording, run: str = "") -> dict[str, Any]:
         "otherData": {
             "run": run,
             "measured": recording.measured,
-            "how": HOW[recording.measured],
+            "how": SIMULATED if recording.simulated else HOW[recording.measured],
             "processes": recording.processes,
             "first_update": recording.first,
             "last_update": recording.last,

@@ -27,6 +27,7 @@ from .loop import Interrupted, interrupted
 from .method_names import Method, parse_call
 from .run_files import read_config
 from .running import JsonLines, is_complete, run
+from .simulation.options import CLUSTER_OPTIONS, described, in_words
 from .worlds import Distributed, InProcess, World
 
 _LAST_RESORT = 8.0  # seconds that a process which knows of a failure has to come to an end by itself
@@ -40,8 +41,8 @@ def train(command: Train, text: str, console: Console) -> int:
 
 @contextlib.contextmanager
 def _world(command: Train) -> Iterator[World]:
-    if command.world == "in-process":
-        yield InProcess()
+    if command.world != "distributed":
+        yield InProcess()  # a simulated world is made when the run is known
         return
     cluster = Cluster.join(command.interface, stuck_after=command.stuck_after)
     cluster.on_failure(lambda sentence: _exit_soon(sentence, command.json))
@@ -82,6 +83,8 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
         console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
         if isinstance(world, Distributed):
             console.print(_where(world.crew), highlight=False, soft_wrap=True)
+        if config.cluster is not None:
+            console.print(in_words(config.cluster), highlight=False, soft_wrap=True)
     callbacks: list[Callback] = []
     if crew.chief:
         callbacks.append(JsonLines() if command.json else LiveTable(console))
@@ -126,7 +129,8 @@ def _fresh(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     if command.recut is not None:
         raise InvalidChoice("--recut is for a run that goes on; add --resume RUN, or give --stages.")
     method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas)
-    config = resolve(command, method, command.seed, threads=cores())
+    cluster = described(command, command.world)
+    config = resolve(command, method, command.seed, threads=cores(), cluster=cluster)
     chosen = command.run or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{method.slug}"
     folder = Path(crew.broadcast(str(chosen)))
     if crew.broadcast((folder / "config.json").exists()):
@@ -140,9 +144,11 @@ def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     assert folder is not None
     config = read_config(folder)
     free = ("run", "resume", "recut", "tensorboard", "json", "device", "world", "reduction", "interface", "stuck_after")
+    saved = {**dict.fromkeys(CLUSTER_OPTIONS), **(config.cluster or {}), **config.to_json()}
     for field in dataclasses.fields(Train):
         given = getattr(command, field.name)
-        if field.name not in free and given != field.default and given != getattr(config, field.name):
+        given = str(given) if isinstance(given, Path) else given
+        if field.name not in free and given != field.default and given != saved[field.name]:
             option = "--" + field.name.replace("_", "-")
             raise InvalidChoice(f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.")
     require_at_least("recut", command.recut, 1)

@@ -1,9 +1,10 @@
 """What a computation consists of, so that a world with a clock can charge for it, or do without doing it.
 
 A method says nothing more than the kind of its acts, and that is enough for most: an F is the stage's forward, a B its
-backward, an L its head, a U an update. A function that does something else says so beside its definition:
+backward (to its weights and its input; `weight-backward` and `input-backward` are to one of them), an L its head, a U an
+update. A function that does something else says so beside its definition:
 
-    @work("head-forward", "head-backward", "backward")
+    @work("head-forward", "head-backward", "weight-backward")
     def local_backward(worker, stage, h, batch): …
 
     @work("input-backward", gives=lambda h, x, gradient: x)
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Work = Literal["forward", "backward", "input-backward", "head-forward", "head-backward", "update"]
+Work = Literal["forward", "backward", "weight-backward", "input-backward", "head-forward", "head-backward", "update"]
 WORKS: tuple[Work, ...] = get_args(Work)
 
 USUAL: dict[str, tuple[Work, ...]] = {

@@ -40,6 +40,9 @@ class Place(NamedTuple):
         return f"replica {self.replica} stage {self.stage}"
 
 
+computing: Place | None = None  # the worker whose function runs right now, for instruments (probes/)
+
+
 class Transport(Protocol):
     """What a world does for its workers. All methods are called by the worker at `here`."""
 
@@ -237,10 +240,15 @@ class Worker:
 
     def compute(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         """For worlds: call the function under this worker's random seed and precision."""
-        if self._context is None:
-            return self.seeded(function, arguments)
-        with self._context():
-            return self.seeded(function, arguments)
+        global computing
+        computing = self.place
+        try:
+            if self._context is None:
+                return self.seeded(function, arguments)
+            with self._context():
+                return self.seeded(function, arguments)
+        finally:
+            computing = None
 
     def seeded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         """Call the function under this worker's next random seed."""

@@ -131,7 +131,7 @@ def refuse_non_finite(worker: Worker, value: float, updated: bool = False) -> No
         )
 
 
-@work("head-forward", "head-backward", "backward")
+@work("head-forward", "head-backward", "weight-backward")
 def local_backward(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> None:
     """Backward of the stage's own loss through its head and body: gradients stay inside the stage."""
     objective(worker, stage, h, batch).backward()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import torch
 from torch import Tensor
+
+from .. import worker
+from ..worker import Place
+
+Key = tuple[int, Place | None]  # a storage, and the worker that saved it
 
 
 class SavedBytes:
@@ -15,41 +20,55 @@ class SavedBytes:
 
     A storage saved several times counts once; `ignore`d tensors (parameters: they stay anyway) count nothing. `live`
     falls when a graph is freed, so the peak is what an activation memory of exactly these tensors would need.
-    `curve` is the list of all values `live` has had.
+    `curve` is the list of all values `live` has had. `workers`: the peak of each worker (replica, stage) by itself; what two
+    of them save counts for both, as it would if they were apart. `on_save` is told every tensor that is counted.
 
     The saved tensors stay themselves: values and gradients are unchanged. Cost: a Python call per saved tensor.
     """
 
-    def __init__(self, ignore: Iterable[Tensor] = ()) -> None:
+    def __init__(self, ignore: Iterable[Tensor] = (), on_save: Callable[[Tensor], None] | None = None) -> None:
+        # by _cdata, not by address: fake and meta tensors have none
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignore}
+        self._on_save = on_save
         self._owners: dict[int, int] = {}
+        self._owners_here: dict[Key, int] = {}
+        self._live_here: dict[Place, int] = {}
         self.live = 0
         self.peak = 0
         self.curve: list[int] = [0]
+        self.workers: dict[Place, int] = {}
 
     def _pack(self, tensor: Tensor) -> _Saved | Tensor:
         storage = tensor.untyped_storage()
         address, size = storage._cdata, storage.nbytes()
         if address in self._ignored or size == 0:
             return tensor
-        if address not in self._owners:
-            self._owners[address] = 0
+        key = (address, worker.computing)
+        if _one_more(self._owners, address):
             self._move(size)
-        self._owners[address] += 1
+        if _one_more(self._owners_here, key):
+            self._move_here(key[1], size)
+        if self._on_save is not None:
+            self._on_save(tensor)
         saved = _Saved(tensor)
-        weakref.finalize(saved, self._release, address, size)
+        weakref.finalize(saved, self._release, key, size)
         return saved
 
-    def _release(self, address: int, size: int) -> None:
-        self._owners[address] -= 1
-        if self._owners[address] == 0:
-            del self._owners[address]
+    def _release(self, key: Key, size: int) -> None:
+        if _one_less(self._owners, key[0]):
             self._move(-size)
+        if _one_less(self._owners_here, key):
+            self._move_here(key[1], -size)
 
     def _move(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
         self.curve.append(self.live)
+
+    def _move_here(self, here: Place | None, size: int) -> None:
+        if here is not None:
+            self._live_here[here] = self._live_here.get(here, 0) + size
+            self.workers[here] = max(self.workers.get(here, 0), self._live_here[here])
 
     def __enter__(self) -> SavedBytes:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
@@ -60,6 +79,21 @@ class SavedBytes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
+
+
+def _one_more(counts: dict, key: object) -> bool:
+    """Whether it is the first."""
+    counts[key] = counts.get(key, 0) + 1
+    return counts[key] == 1
+
+
+def _one_less(counts: dict, key: object) -> bool:
+    """Whether it was the last."""
+    counts[key] -= 1
+    if counts[key]:
+        return False
+    del counts[key]
+    return True
 
 
 class _Saved:

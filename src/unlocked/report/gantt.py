@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from ..simulation.retiming import retimed
 from ..timeline import Act, Timeline
 from .drawing import INK, Look, Sheet, heading
 from .recording import Recording
@@ -59,8 +61,8 @@ class Step:
 
 def step_of(name: str, timeline: Timeline) -> Step:
     """Re-time a recorded step for one device per worker and free links."""
-    parallel = timeline.parallel()
-    idle = min(1.0, max(0.0, parallel.idle_share()))
+    parallel = retimed(timeline)
+    idle = parallel.idle_share()
     lost = len(timeline) - len(parallel)  # what waits for a message that was not recorded
     aside = f"{lost} acts could not be placed, as messages they wait for are not in step.json" if lost else ""
     joins = (parallel.messages(), parallel.meetings())
@@ -168,25 +170,28 @@ def _draw(sheet: Sheet, axes: Axes, act: Act, y: float, limit: float, step: Step
     if act.kind in WAITS and step.measured and width > 0:
         artist = _wait(axes, act.kind, start, width, y, step.milliseconds)
     elif act.kind in "SR":
-        artist = _mark(axes, act.kind, start, y)
+        artist = _mark(axes, act.kind, start + width, y)
     elif act.kind == "M":
-        (artist,) = axes.plot([start], [y], "D", color=colour, markersize=4.5, zorder=6)
+        (artist,) = axes.plot([start + width], [y], "D", color=colour, markersize=4.5, zorder=6)
     else:
-        artist = _box(axes, start, width, y, 0.4, (colour, "white"))
+        artist = box(axes, start, width, y, 0.4, (colour, "white"))
         if width / limit * (WIDTH - LEFT - RIGHT) > 11:
             middle = start + width / 2
             axes.text(middle, y, act.kind, color=ink, ha="center", va="center", fontsize=9, zorder=4)
     sheet.hover(artist, _hover(act, words, start, width))
 
 
-def _box(
+def box(
     axes: Axes, start: float, width: float, y: float, half: float, colours: tuple[str, str], zorder: float = 3
 ) -> Artist:
+    """A box in a lane; `half` of its height, colours of its (inside, edge)."""
     from matplotlib.patches import Rectangle
 
     inside, edge = colours
-    box = Rectangle((start, y - half), width, 2 * half, facecolor=inside, edgecolor=edge, linewidth=0.5, zorder=zorder)
-    return axes.add_patch(box)
+    patch = Rectangle(
+        (start, y - half), width, 2 * half, facecolor=inside, edgecolor=edge, linewidth=0.5, zorder=zorder
+    )
+    return axes.add_patch(patch)
 
 
 def _mark(axes: Axes, kind: str, when: float, y: float) -> Artist:
@@ -197,14 +202,14 @@ def _mark(axes: Axes, kind: str, when: float, y: float) -> Artist:
 
 def _wait(axes: Axes, kind: str, start: float, width: float, y: float, limit: float) -> Artist:
     """A light box as long as it took; the mark is where the message left, or where it was there, unless cut off."""
-    box = _box(axes, start, width, y, 0.3, WAITS[kind][:2], zorder=2)  # computing goes on in front of an exchange
+    waited = box(axes, start, width, y, 0.3, WAITS[kind][:2], zorder=2)  # computing goes on in front of an exchange
     if kind == "M":
         axes.plot([start, start + width], [y + 0.36, y + 0.36], color=LOOKS[kind][0], linewidth=1.2, zorder=5)
     elif kind == "S" and start > 0:
         _mark(axes, kind, start, y)
     elif kind == "R" and start + width < limit * (1 - 1e-9):
         _mark(axes, kind, start + width, y)
-    return box
+    return waited
 
 
 def _hover(act: Act, words: str, start: float, width: float) -> str:
@@ -217,15 +222,25 @@ def _hover(act: Act, words: str, start: float, width: float) -> str:
 
 
 def _joins(axes: Axes, step: Step, lane: dict[tuple[int, int], float]) -> None:
-    """A line from each sending to its taking, and one along every meeting of replicas."""
-    for sent, taken in step.messages:
+    # what was timed may be taken before its sending has returned
+    lines = [(sent.start if step.measured else sent.end, sent, taken) for sent, taken in step.messages]
+    join(axes, lines, step.meetings, lane, 1e3)
+
+
+def join(
+    axes: Axes,
+    messages: list[tuple[float, Act, Act]],
+    meetings: list[list[Act]],
+    lane: Mapping[tuple[int, int], float],
+    scale: float,
+) -> None:
+    """A line from each sending (when, S, R) to its taking, and one along every meeting of replicas. `scale`: of the seconds."""
+    for left, sent, taken in messages:
         here, there = (sent.replica, sent.stage), (taken.replica, taken.stage)
         if here in lane and there in lane:
-            # what was timed may be taken before its sending has returned
-            left = sent.start if step.measured else sent.end
-            ends = [1e3 * left, 1e3 * taken.end], [lane[here] - 0.22, lane[there] + 0.22]
+            ends = [scale * left, scale * taken.end], [lane[here] - 0.22, lane[there] + 0.22]
             axes.plot(*ends, color=INK, linewidth=0.6, alpha=0.55, zorder=4.5)
-    for acts in step.meetings:
-        points = [(1e3 * act.end, lane[(act.replica, act.stage)]) for act in acts if (act.replica, act.stage) in lane]
+    for acts in meetings:
+        points = [(scale * act.end, lane[(act.replica, act.stage)]) for act in acts if (act.replica, act.stage) in lane]
         if points:
             axes.plot(*zip(*points), color=LOOKS["M"][0], linewidth=0.8, alpha=0.7, zorder=4.5)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ..timeline import KINDS, Timeline
+from ..timeline import KINDS, Act, Timeline
 from .gantt import window
 from .recording import Recording
 from .words import bytes_text, listed, several
@@ -55,7 +55,7 @@ def shared_cores(recordings: Iterable[Recording], machine: Any) -> str:
 def workers(found: list[tuple[str, Recording]]) -> str:
     """The table of idle shares; all shares are of the time that is drawn."""
     rows = [[*([name] if len(found) > 1 else []), *row] for name, recording in found for row in _worker_rows(recording)]
-    return _table(WORKERS, rows, method=len(found) > 1)
+    return facts(WORKERS, rows, method=len(found) > 1)
 
 
 def _worker_rows(recording: Recording) -> list[list[str]]:
@@ -72,14 +72,20 @@ def _worker_rows(recording: Recording) -> list[list[str]]:
 
 
 def _shares(acts: Timeline, worker: tuple[int, int], span: float) -> dict[str, float]:
-    """Share of `span` by kind of act; of exchanges that go on beside other acts only what sticks out of them."""
-    seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-    others = [act for act in acts.of(*worker) if act.kind != "M"]
-    for act in acts.of(*worker):
-        beside = others if act.kind == "M" else []
-        hidden = sum(max(0.0, min(other.end, act.end) - max(other.start, act.start)) for other in beside)
-        seconds[act.kind] += max(0.0, act.end - act.start - hidden)
+    """Share of `span` by kind of act; of exchanges, of which several may wait at once, only what sticks out of other acts."""
+    mine = acts.of(*worker)
+    seconds = {kind: sum(act.end - act.start for act in mine if act.kind == kind) for kind in KINDS if kind != "M"}
+    seconds["M"] = _covered(mine) - _covered([act for act in mine if act.kind != "M"])
     return {kind: value / span if span > 0 else 0.0 for kind, value in seconds.items()}
+
+
+def _covered(acts: list[Act]) -> float:
+    """Seconds in which at least one of the acts went on."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted((act.start, act.end) for act in acts):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def channels(found: list[tuple[str, Recording]]) -> str:
@@ -87,7 +93,7 @@ def channels(found: list[tuple[str, Recording]]) -> str:
     rows = [
         [*([name] if len(found) > 1 else []), *row] for name, recording in found for row in _channel_rows(recording)
     ]
-    return _table(CHANNELS, rows, method=len(found) > 1)
+    return facts(CHANNELS, rows, method=len(found) > 1)
 
 
 def _channel_rows(recording: Recording) -> list[list[str]]:
@@ -102,7 +108,8 @@ def _channel_rows(recording: Recording) -> list[list[str]]:
     return rows
 
 
-def _table(columns: dict[str, str], rows: list[list[str]], method: bool) -> str:
+def facts(columns: dict[str, str], rows: list[list[str]], method: bool) -> str:
+    """A table of plain cells under columns with an explanation each; `method`: rows begin with a method's name."""
     heads = {**({"Method": ""} if method else {}), **columns}
     top = "".join(f'<th scope="col" title="{html.escape(words)}">{name}</th>' for name, words in heads.items())
     body = "".join(

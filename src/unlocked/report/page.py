@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UnlockedError
+from ..simulation.options import in_words
 from ..timeline import Timeline
 from . import curves, gantt, measured, memory, settings, table, traffic
 from .curves import Axis, Curve, chart
 from .drawing import RC, Look, Sheet, looks
+from .footprint import Footprint
 from .recording import Recording
 from .study import Method, Run, Study, read_study
 from .words import listed, summary, title
@@ -76,7 +78,7 @@ def _sections(study: Study) -> list[Section]:
         ("accuracy", "Accuracy", _accuracy(sheet, study, all_looks)),
         ("depth", "Losses and accuracy with depth", _depth(sheet, study, all_looks)),
         ("step", _steps_heading(study), _steps(sheet, study, all_looks)),
-        ("memory", "Memory for activations", _memory(sheet, study.methods, all_looks)),
+        ("memory", "Memory", _memory(sheet, study.methods, all_looks) + _live(sheet, study, all_looks)),
         ("bytes", "Bytes between workers", _traffic(sheet, study.methods, all_looks) + _channels(study.methods)),
         ("settings", "Settings and how to repeat this", settings.settings(study)),
     ]
@@ -112,19 +114,24 @@ def _accuracy(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
         axis = Axis("passes over the data", "held-out loss", whole=True)
         text = "Held-out loss after each pass; the targets are no classes, so there is no accuracy."
         return _charts(sheet, all_looks, [("Loss after each pass over the data", losses, axis)]) + caption(text)
-    workers = "the workers in processes of their own" if _recordings(methods) else "all workers in one process"
+    where = "this machine, all workers in one process"
+    if _simulated(study):
+        where = "the simulated cluster"
+    elif _recordings(methods):
+        where = "this machine, the workers in processes of their own"
     text = (
         "Share of held-out samples classified correctly, of the replicas' averaged network if there are several. The "
-        "first chart shows what a pass over the data buys, the second what a second of training buys on this machine, "
-        f"{workers}, validation not counted."
+        f"first chart shows what a pass over the data buys, the second what a second of training buys on {where}, "
+        "validation not counted."
     )
     if any(any(curve.spread) for curve in by_epoch):
         text += " Lines are means over the seeds, bands ± one standard deviation."
     if any(name.startswith("greedy") for name in names):
         text += " Greedy learning trains one stage after the other, so it makes more passes."
+    seconds = "simulated seconds of training" if _simulated(study) else "seconds of training"
     items = [
         ("Accuracy over passes", by_epoch, Axis("passes over the data", "accuracy, %", whole=True)),
-        ("Accuracy over seconds of training", by_seconds, Axis("seconds of training", "accuracy, %")),
+        (f"Accuracy over {seconds}", by_seconds, Axis(seconds, "accuracy, %")),
     ]
     missing = _absent(methods, names, "no accuracy was recorded")
     return _charts(sheet, all_looks, items) + caption(text) + missing
@@ -174,7 +181,7 @@ def _course(sheet: Sheet, name: str, run: Run) -> str:
 
 
 def _recordings(methods: list[Method]) -> list[tuple[str, Recording]]:
-    """For each method that ran on real processes the first of its recordings."""
+    """For each method that ran on real processes, or on a simulated cluster, the first of its recordings."""
     return _first(methods, lambda run: run.recording if run.recording and run.recording.measured else None)
 
 
@@ -203,11 +210,13 @@ def _measured(sheet: Sheet, found: list[tuple[str, Recording]], study: Study, al
     recordings = [recording for _, recording in found]
     machine = _machine(study)
     steps = [gantt.measured_of(name, recording) for name, recording in found]
-    heading = html.escape(f"Measured on {measured.where(recordings, machine)}")
+    simulated = all(recording.simulated for recording in recordings)
+    heading = html.escape(_cluster(study) if simulated else f"Measured on {measured.where(recordings, machine)}")
     text = (
         "Some steps from the middle of those recorded, one lane for each worker, as they were timed on one clock. Light "
         "boxes are waiting. Thin lines join a message's sending to its taking."
-    ) + measured.shared_cores(recordings, machine)
+    )
+    text += "" if simulated else measured.shared_cores(recordings, machine)
     shares = (
         "Shares of the time drawn above. Idle is all but computing and updating: waiting, sending, and what no act tells "
         "of, such as loading data."
@@ -216,6 +225,19 @@ def _measured(sheet: Sheet, found: list[tuple[str, Recording]], study: Study, al
         f"<h3>{heading}</h3>{gantt.gantt(sheet, steps, all_looks)}{caption(text)}"
         f"<h3>What each worker did with its time</h3>{measured.workers(found)}{caption(shares)}"
     )
+
+
+def _simulated(study: Study) -> bool:
+    """Whether seconds are those of a simulated cluster."""
+    return any(recording.simulated for _, recording in _recordings(study.methods))
+
+
+def _cluster(study: Study) -> str:
+    """The simulated cluster in words."""
+    runs = [run.config for method in study.methods for run in method.runs]
+    known = [config["cluster"] for config in [*runs, study.config] if isinstance(config.get("cluster"), dict)]
+    words = in_words(known[0] if known else {})
+    return words[0].upper() + words[1:]
 
 
 def _machine(study: Study) -> object:
@@ -242,7 +264,7 @@ def _memory(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> 
     if not found:
         return '<p class="missing">No activation memory was recorded (no step.json).</p>'
     workers = "all workers in one process one after the other"
-    if recorded := _recordings(methods):
+    if recorded := [pair for pair in _recordings(methods) if not pair[1].simulated]:
         workers = "of the workers of rank 0" + (
             f" ({workers} where it was not measured)" if len(recorded) < len(found) else ""
         )
@@ -251,8 +273,50 @@ def _memory(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> 
         f"{workers}; parameters are not counted. The dot marks the peak, which is the memory the step needs; the axes are "
         "the same in height, not in length."
     )
-    drawn = memory.memory(sheet, found, all_looks)
+    drawn = f"<h3>Kept for backward</h3>{memory.memory(sheet, found, all_looks)}"
     return drawn + caption(text) + _absent(methods, [name for name, _ in found], "no memory curve was recorded")
+
+
+def _live(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
+    methods = study.methods
+    found = _first(methods, lambda run: run.footprint)
+    if not found:
+        return '<p class="missing">Live memory was not recorded (no memory.json).</p>'
+    tables = (
+        f"<h3>Memory stage by stage, predicted and measured</h3>{memory.stages(found)}{caption(_compared_words(found))}"
+    )
+    if study.comparison:
+        tables = f"<details><summary>Stage by stage (first seed)</summary>{tables}</details>"
+    drawn = [(name, footprint) for name, footprint in found if len(footprint.curve) > 1]
+    curves = memory.live(sheet, drawn, all_looks) if drawn else ""
+    missing = _absent(methods, [name for name, _ in found], "no memory was recorded")
+    return f"<h3>All live memory</h3>{curves}{caption(_live_words(found))}{memory.peaks(found)}{tables}{missing}"
+
+
+def _live_words(found: list[tuple[str, Footprint]]) -> str:
+    steps = sorted({footprint.steps[0] for _, footprint in found if footprint.steps})
+    several = any(footprint.processes > 1 for _, footprint in found)
+    text = (
+        f"Bytes of all tensors alive during update {listed([str(step) for step in steps])}"
+        f"{', of the process that had most' if several else ''}: those that were there before it, and every one that an "
+        "operation made, until it was freed. What kernels take for themselves while they run is not seen."
+    )
+    if any(footprint.allocator for _, footprint in found):
+        text += " On an accelerator it is what the allocator handed out; only its peak is known, not its course."
+    if any(len(footprint.steps) > 1 for _, footprint in found):
+        text += " Of a method that trains stage after stage it is the phase that took most."
+    return text
+
+
+def _compared_words(found: list[tuple[str, Footprint]]) -> str:
+    text = (
+        "Predicted is from the network's shapes alone, given which forwards and backwards the method does in which order; "
+        "measured is the most over the replicas (and phases). Kept for backward is counted without parameters and buffers. "
+        "Optimizers keep a few numbers more than predicted (counts of steps)."
+    )
+    if any(not stage.predicted["saved"] for _, footprint in found for stage in footprint.stages):
+        text += " – where nothing was predicted."
+    return text
 
 
 def _traffic(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:

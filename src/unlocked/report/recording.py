@@ -17,7 +17,8 @@ FILE = "timeline.json"
 class Recording:
     """What a run recorded of some of its steps.
 
-    measured: whether the acts were timed on real processes; False: one process did them one after the other.
+    measured: whether the acts were timed on real processes, or by the clock of a simulated cluster; False: one process did
+    them one after the other. simulated: whether it was a simulated one.
     ranks: the process of each worker (replica, stage). first, last: the updates that were recorded, both included.
     acts: in seconds of one clock, of all processes.
     """
@@ -27,6 +28,7 @@ class Recording:
     first: int
     last: int
     acts: Timeline
+    simulated: bool = False
 
     @property
     def updates(self) -> int:
@@ -64,7 +66,7 @@ def read_recording(folder: Path) -> Recording | None:
             f"{record.where} has acts of replica {absent[0][0]} stage {absent[0][1]}, which is not in its 'ranks'; "
             "the file is damaged."
         )
-    return Recording(measured, ranks, first, last, acts) if len(acts) else None
+    return Recording(measured, ranks, first, last, acts, bool(record.value.get("simulated"))) if len(acts) else None
 
 
 def _rows_of(record: Record, key: str, length: int) -> list[list[int]]:

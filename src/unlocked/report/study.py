@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import BadData
 from ..timeline import Timeline
+from .footprint import Footprint, read_footprint
 from .recording import Recording, read_recording
 from .records import Record, read_json, read_lines, read_timeline
 
@@ -42,6 +43,7 @@ class Run:
     recording: Recording | None
     summary: Record | None
     trouble: str = ""
+    footprint: Footprint | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _read_run(folder: Path) -> Run:
         read_recording(folder),
         None if summary is None else Record(summary, str(folder / "summary.json")),
         _trouble(folder.name, records, cut_off),
+        read_footprint(folder),
     )
 
 

@@ -8,6 +8,7 @@ cluster = sim.Hardware(network=sim.uniform(latency=100e-6, bandwidth=125e6), spe
 timeline = sim.simulate(ul.credit.DGL(), costs=costs, samples=32, steps=10, hardware=cluster, chain=chain)
 """
 
+from importlib import import_module
 from typing import Any
 
 from .costs import Costs, StageCosts, costs_of, unit
@@ -30,17 +31,19 @@ __all__ = [
     "costs_of",
     "hierarchical",
     "profile",
+    "retimed",
     "simulate",
     "uniform",
     "unit",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`simulate` needs the simulated world, which needs this package: so it is imported on first use."""
-    if name != "simulate":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .simulate import simulate
+_LATE = {"retimed": ".retiming", "simulate": ".simulating"}
 
-    globals()[name] = simulate
-    return simulate
+
+def __getattr__(name: str) -> Any:
+    """What needs the simulated world, which needs this package, is imported on first use."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_LATE[name], __name__), name)
+    return found

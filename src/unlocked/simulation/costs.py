@@ -18,7 +18,12 @@ from .hardware import Device
 from .network import Line
 from .profile import STATES, Profile, StageProfile
 
-_TRAFFIC: dict[Work, float] = {"forward": 2.0, "backward": 3.0, "input-backward": 2.0}  # × bytes kept, read or written
+_TRAFFIC: dict[Work, float] = {
+    "forward": 2.0,
+    "backward": 3.0,
+    "weight-backward": 3.0,
+    "input-backward": 2.0,
+}  # × bytes kept, read or written
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,10 @@ class StageCosts:
                 raise InvalidChoice(f"The cost {line} of {part!r} is not possible; seconds must be at least 0.")
 
     def of(self, parts: Sequence[Work], samples: int) -> float:
-        """Seconds of a computation made of these kinds of work."""
+        """Seconds of a computation made of these kinds of work; a weight-backward without a cost has a backward's."""
         total = 0.0
         for part in parts:
-            line = self.seconds.get(part)
+            line = self.seconds.get(part) or (self.seconds.get("backward") if part == "weight-backward" else None)
             if line is not None:
                 total += line.fixed + line.each * samples
         return total if total > 0.0 else 0.0
@@ -65,7 +70,7 @@ class StageCosts:
                 if complete <= head:
                     return begin + length * complete / head
                 complete -= head
-            elif part == "backward":
+            elif part in ("backward", "weight-backward"):
                 return begin + length * self._complete(min(1.0, complete / max(1, self.profile.trained - head)))
             begin += length
         return begin

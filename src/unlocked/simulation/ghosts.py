@@ -162,7 +162,7 @@ class GhostStage:
         """The weights whose gradients a computation of these parts completes, from the last to the first."""
         if "head-backward" in parts:
             yield from reversed(self._parameters[self._of_body :])
-        if "backward" in parts:
+        if "backward" in parts or "weight-backward" in parts:
             yield from reversed(self._parameters[: self._of_body])
 
 

@@ -11,7 +11,7 @@ A forward without a backward keeps nothing (a stage that is only passed through,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from ..timeline import Act, Timeline
@@ -37,15 +37,23 @@ def activation_curves(timeline: Timeline, costs: Costs, samples: int) -> dict[Pl
 def device_peaks(timeline: Timeline, costs: Costs, samples: int, devices: Mapping[Place, int]) -> dict[int, int]:
     """The most bytes each device holds at once: all of its workers together."""
     curves = activation_curves(timeline, costs, samples)
-    changes: dict[int, list[tuple[float, int]]] = defaultdict(list)
+    rows: dict[int, list[Curve]] = defaultdict(list)
     always: dict[int, int] = defaultdict(int)
     for place, device in devices.items():
         always[device] += costs[place.stage].held
-        before = 0
-        for when, size in curves.get(place, ()):
-            changes[device].append((when, size - before))
-            before = size
-    return {device: size + max((x for _, x in _curve(changes[device])), default=0) for device, size in always.items()}
+        rows[device].append(curves.get(place, []))
+    return {device: size + max((x for _, x in together(rows[device])), default=0) for device, size in always.items()}
+
+
+def together(curves: Sequence[Curve]) -> Curve:
+    """The sum of several curves."""
+    if len(curves) == 1:
+        return curves[0]
+    changes: list[tuple[float, int]] = []
+    for curve in curves:
+        for (when, level), before in zip(curve, [0, *(level for _, level in curve)]):
+            changes.append((when, level - before))
+    return _curve(changes)
 
 
 def _spans(timeline: Timeline) -> dict[Place, list[tuple[float, float, float]]]:

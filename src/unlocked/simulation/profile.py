@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..chain import Chain, Stage
-from ..losses import cross_entropy
+from ..losses import logits
 from ..probes.memory import SavedBytes
 from ..work import Work
 from .network import Line
@@ -70,10 +70,13 @@ class Profile:
         return len(self.stages)
 
 
-def profile(chain: Chain) -> Profile:
-    """Read the costs of a chain's stages, heads included. Raises UnlockedError if it has no example batch."""
+def profile(chain: Chain, sizes: tuple[int, int] = (2, 4)) -> Profile:
+    """Read the costs of a chain's stages, heads included. Raises UnlockedError if it has no example batch.
+
+    `sizes`: the two batch sizes; what does not grow in a line (a loss of all pairs) is right at these.
+    """
     like = chain.example()
-    small, large = (_read(chain, like, samples) for samples in (2, 4))
+    small, large = (_read(chain, like, samples) for samples in sizes)
     return Profile(tuple(_stage(stage, *pair) for stage, pair in zip(chain, zip(small, large))))
 
 
@@ -118,7 +121,7 @@ def _read(chain: Chain, like: Tensor, samples: int) -> list[_Reading]:
         x = torch.empty((samples, *like.shape[1:]), dtype=like.dtype)
         for j, stage in enumerate(chain):
             fakes = _Fakes(stage)
-            reading = _read_stage(fakes, stage, x, first=j == 0)
+            reading = _read_stage(fakes, stage, x, first=j == 0, last=j == len(chain) - 1)
             readings.append(reading)
             x = reading.output
     return readings
@@ -146,9 +149,10 @@ class _Fakes:
         return [*self.weights.values(), *self.buffers.values()]
 
 
-def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool) -> _Reading:
+def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool, last: bool) -> _Reading:
     # the first stage's input needs no gradient, unless it is of a kind that could not have one
     x = x.detach() if first or not x.is_floating_point() else x.detach().requires_grad_()
+    weights = [x for name, x in fakes.weights.items() if x.requires_grad and not name.startswith("head.")]
     counter = _Counter()
     with SavedBytes(ignore=fakes.all()) as meter:
         with counter.counting("forward"):
@@ -156,11 +160,15 @@ def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool) -> _Reading
         kept = meter.live
         copy = h.detach().requires_grad_(h.is_floating_point())
         with counter.counting("head-forward"):
-            loss = _loss(fakes, stage, copy)
+            # a stage below the last without a head has no loss of its own
+            loss = _loss(fakes, stage, copy) if last or stage.head is not None else None
         head_kept = meter.live - kept
         with counter.counting("head-backward"):
             if loss is not None and loss.requires_grad:
                 loss.backward()
+    with counter.counting("weight-backward"):
+        if h.requires_grad:
+            torch.autograd.grad(h, weights, torch.empty_like(h), retain_graph=True, allow_unused=True)
     done = _Progress(fakes, counter)
     with counter.counting("input-backward"):
         if x.requires_grad and h.requires_grad:
@@ -173,10 +181,8 @@ def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool) -> _Reading
 
 def _loss(fakes: _Fakes, stage: Stage, h: Tensor) -> Tensor | None:
     """The stage's loss on made-up targets; None if it wants others."""
-    if stage.head is None and stage.loss is cross_entropy and h.dim() not in (2, 3):
-        return None  # a stage below the last without a head
     output = fakes.call("head", h) if stage.head is not None else h
-    scores = output[-1] if isinstance(output, (tuple, list)) else output
+    scores = logits(output)
     if not isinstance(scores, Tensor) or scores.dim() < 2:
         return None
     try:

@@ -72,8 +72,9 @@ class Simulated(MeetingWorkers):
     Args:
         hardware: devices, speeds, slow-downs, network. Default: one device of 10⁹ operations per second for each worker, and a
             network that takes no time.
-        costs: seconds and bytes of every stage. Default: read off the chain by counting operations.
-        tensors: False: nothing is computed; the programs are given ghosts (simulation/simulate.py).
+        costs: seconds and bytes of every stage, or what gives them for a chain. Default: read off the chain by counting its
+            operations.
+        tensors: False: nothing is computed; the programs are given ghosts (simulation/simulating.py).
         optimizer: whose state is counted where the costs are read off the chain.
 
     Raises DoesNotFit in `run` if the hardware's devices have a memory and a device would need more.
@@ -82,7 +83,7 @@ class Simulated(MeetingWorkers):
     def __init__(
         self,
         hardware: Hardware | None = None,
-        costs: Costs | None = None,
+        costs: Costs | Callable[[Chain], Costs | None] | None = None,
         *,
         tensors: bool = True,
         optimizer: str = "momentum",
@@ -91,14 +92,17 @@ class Simulated(MeetingWorkers):
         super().__init__(self._clock)
         self.crew = Alone()
         self.hardware = hardware if hardware is not None else Hardware()
-        self.costs, self._tensors, self._optimizer = costs, tensors, optimizer
+        self.costs: Costs | None = costs if isinstance(costs, Costs) else None
+        self._costs_of = None if isinstance(costs, Costs) else costs
+        self._tensors, self._optimizer = tensors, optimizer
         self._network, self._charged = self.hardware.network, True
         self._times: dict[Place, float] = {}
         self._wires: dict[Wire, float] = defaultdict(float)  # free from then on
         self._claimed: set[int] = set()  # devices that do something
         self._queues: dict[int, deque[object]] = defaultdict(deque)  # who waits for a device
         self._seconds_of: dict[tuple, float] = {}
-        self._samples: dict[Place, int] = {}
+        self._samples: dict[Place, int] = {}  # of a micro-batch, as a rule
+        self._odd: dict[tuple[Place, int], int] = {}  # of those that are larger or smaller
         self._slow: dict[Place, tuple[int, float]] = {}
         self._computing: _Computing | None = None
         self._stages: dict[Place, Any] = {}  # ghosts whose weights somebody waits for
@@ -118,7 +122,8 @@ class Simulated(MeetingWorkers):
         if self.costs is None:
             if chain is None:
                 raise InvalidChoice("A simulated world needs costs, or a chain to read them off; give costs=.")
-            self.costs = costs_of(profile(chain), self.hardware.device, self._optimizer)
+            given = None if self._costs_of is None else self._costs_of(chain)
+            self.costs = given or costs_of(profile(chain), self.hardware.device, self._optimizer)
         if len(self.costs) != stages:
             raise InvalidChoice(
                 f"The costs are of {len(self.costs)} stage(s), the network has {stages}; give costs of the same cut."
@@ -140,6 +145,18 @@ class Simulated(MeetingWorkers):
         """Seconds on the clock of the worker that is furthest."""
         return max(self._times.values(), default=0.0)
 
+    def state(self) -> dict[str, Any]:
+        """The clocks of workers and wires, for a checkpoint."""
+        return {
+            "times": [[*place, when] for place, when in self._times.items()],
+            "wires": [[list(wire), when] for wire, when in self._wires.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._times = {Place(replica, stage): when for replica, stage, when in state["times"]}
+        self._wires = defaultdict(float, {tuple(wire): when for wire, when in state["wires"]})
+
     def run(
         self, programs: Iterable[tuple[Worker, Program]], charged: bool = True, *, partly: bool = False
     ) -> Timeline:
@@ -149,6 +166,7 @@ class Simulated(MeetingWorkers):
         that all wait for each other end there, and messages may be left over.
         """
         self._timeline = Timeline()
+        programs = list(programs)
         self._charged = charged
         self._network = self.hardware.network if charged else FREE
         now = self.clock()
@@ -165,8 +183,11 @@ class Simulated(MeetingWorkers):
                 refuse_untaken(self._boxes)
         finally:
             self._clear()
+            for _, program in programs:  # of which some may not have begun
+                program.close()
         if charged:
             self._check_memory()
+        self._odd.clear()
         return self._timeline
 
     async def _to_the_end(self, worker: Worker, program: Program) -> None:
@@ -186,7 +207,7 @@ class Simulated(MeetingWorkers):
         memory = self.hardware.device.memory
         if memory is None or self.costs is None:
             return
-        samples = max(self._samples.values(), default=0)
+        samples = max([*self._samples.values(), *self._odd.values()], default=0)
         for device, peak in device_peaks(self._timeline, self.costs, samples, self.devices).items():
             if peak > memory:
                 here = ", ".join(str(place) for place, owner in self.devices.items() if owner == device)
@@ -201,16 +222,17 @@ class Simulated(MeetingWorkers):
     # ---- computing -------------------------------------------------------------------------------------------------
 
     async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
-        """Compute, or tell what would come out, and charge for it."""
+        """Compute, or tell what would come out, and charge for it. What takes no time needs no device."""
         clock, place = self._clock, here.place
         device = self.devices[place]
-        if device in self._claimed:
-            await self._turn(device)
-        self._claimed.add(device)
-        begin = clock.now
         if kind == "F" and arguments:
-            self._samples[place] = _samples(arguments)
+            self._note_samples(here, _samples(arguments))
         seconds = self._seconds(here, kind, function, device) if self._charged else 0.0
+        if seconds > 0.0:
+            if device in self._claimed:
+                await self._turn(device)
+            self._claimed.add(device)
+        begin = clock.now
         end = begin + seconds
         self._timeline.acts.append(Act(kind, place[0], place[1], here.micro_batch, here.version, 0, begin, end))
         self._computing = _Computing(begin, seconds, _parts(kind, function))
@@ -218,7 +240,7 @@ class Simulated(MeetingWorkers):
         self._computing = None
         if seconds > 0.0:
             await until(end)
-        self._release(device)
+            self._release(device)
         return result
 
     async def _turn(self, device: int) -> None:
@@ -252,7 +274,7 @@ class Simulated(MeetingWorkers):
         if type(function) is Lasting:
             return function.seconds / self.hardware.speed(device)
         parts = _parts(kind, function)
-        samples = self._samples.get(here.place, 0)
+        samples = self._samples_of(here)
         key = (here.stage, parts, samples, device)
         seconds = self._seconds_of.get(key)
         if seconds is None:
@@ -260,6 +282,15 @@ class Simulated(MeetingWorkers):
             seconds = self.costs[here.stage].of(parts, samples) / self.hardware.speed(device)
             self._seconds_of[key] = seconds
         return seconds if self.hardware.slow_downs is None else seconds * self._slowed(here, self.hardware.slow_downs)
+
+    def _note_samples(self, here: Worker, samples: int) -> None:
+        if self._samples.setdefault(here.place, samples) != samples:
+            self._odd[here.place, here.micro_batch] = samples
+
+    def _samples_of(self, here: Worker) -> int:
+        """Of the micro-batch this worker is at."""
+        usual = self._samples.get(here.place, 0)
+        return self._odd.get((here.place, here.micro_batch), usual) if self._odd else usual
 
     def _slowed(self, here: Worker, slow_downs: SlowDowns) -> float:
         """The factor of this worker for this micro-batch, drawn once."""
@@ -343,7 +374,7 @@ class Simulated(MeetingWorkers):
     def _moment(self, here: Worker, computing: _Computing) -> float:
         """When the computation that goes on has completed so many bytes of gradients."""
         assert self.costs is not None
-        costs, samples = self.costs[here.stage], self._samples.get(here.place, 0)
+        costs, samples = self.costs[here.stage], self._samples_of(here)
         whole = costs.of(computing.parts, samples)
         share = costs.moment(computing.parts, samples, computing.complete) / whole if whole else 1.0
         return computing.begin + share * computing.seconds

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/prediction.py, one idea each."""

@@ -1,0 +1,101 @@
+"""What is known about the accuracy that a rule costs: measured here, or published. The planner predicts none of it.
+
+Accuracies are in percent; "digits" and "CIFAR-10" are docs/results/digits.md and cifar10.md: small runs in 4 stages, made to
+compare methods with each other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Accuracy(NamedTuple):
+    """exact: whether the updates are those of one device, or could be. short: for a table. sentence, source: in full."""
+
+    exact: bool
+    short: str
+    sentence: str
+    source: str
+
+
+ACCURACY: dict[str, Accuracy] = {
+    "backprop": Accuracy(True, "exact", "Exact: the same updates as one device.", "tests/test_laws.py, bit for bit"),
+    "gpipe": Accuracy(
+        True,
+        "exact",
+        "Exact: the same updates as one device that accumulates its micro-batches.",
+        "tests/test_laws.py, bit for bit",
+    ),
+    "greedy": Accuracy(
+        False,
+        "lower, more so with more stages",
+        "Digits 99.3 against backprop's 99.9, CIFAR-10 in a short run on a par (42.6 against 42.1). Published, "
+        "ResNet-32 on CIFAR-10: error 7.4 with backprop, 10.3, 16.1, 21.2 with 2, 4, 8 stages. It goes through the "
+        "data once per stage.",
+        "docs/results; Wang et al. 2021 (InfoPro)",
+    ),
+    "dgl": Accuracy(
+        False,
+        "lower, more so with more stages",
+        "Digits 99.4 against backprop's 99.9, CIFAR-10 in a short run 37.4 against 42.1. Published, ResNet-32 on "
+        "CIFAR-10: error 7.4 with backprop, 8.7, 11.5, 14.2 with 2, 4, 8 stages; on ImageNet, VGG-19 top-1 69.7 with "
+        "backprop, 70.2 and 69.2 with 2 and 4 stages, ResNet-152 74.4 and 74.5 with 2.",
+        "docs/results; Wang et al. 2021 (InfoPro); Belilovsky et al. 2020",
+    ),
+    "predsim": Accuracy(
+        False,
+        "lower under a head budget",
+        "Digits 97.7 against backprop's 99.9, CIFAR-10 in a short run 35.1 against 42.1 (heads of 20 % of a stage). "
+        "Published, with heads of full size: VGG8b on CIFAR-10, error 5.6 against 6.0 with backprop.",
+        "docs/results; Nøkland & Eidnes 2019",
+    ),
+    "interlocking": Accuracy(
+        False,
+        "between dgl and backprop",
+        "d = 1: digits 99.4 against backprop's 99.9, CIFAR-10 in a short run 38.6, between dgl's 37.4 and backprop's "
+        "42.1. Exact from d = J−1 on. Published: better than local, without numbers we could check.",
+        "docs/results; Gomez et al. 2022",
+    ),
+    "torch-gpipe": Accuracy(
+        True,
+        "exact",
+        "Exact; digits 99.5 against backprop's 99.5, micro-batches with BatchNorm statistics of their own.",
+        "docs/results/processes.md",
+    ),
+    "torch-1f1b": Accuracy(
+        True,
+        "exact",
+        "Exact; digits 99.5 against backprop's 99.5, micro-batches with BatchNorm statistics of their own.",
+        "docs/results/processes.md",
+    ),
+    "independent": Accuracy(
+        False,
+        "each as one device",
+        "Each network is what one device would train; together they are an ensemble, and their average is at chance. "
+        "Published, 5 ResNet-18 on CIFAR-100: ensemble 83.7, average 1.0.",
+        "Fournier 2024, Table 6.2",
+    ),
+    "all-reduce": Accuracy(
+        True, "exact", "Exact: the gradient of the whole batch.", "tests/test_consensus.py; without BatchNorm"
+    ),
+    "wash": Accuracy(
+        False,
+        "the average of N",
+        "The result is the average of N networks. Digits 99.6 against backprop's 99.9 (p = 0.01); after a short run "
+        "on CIFAR-10 the average is far below its members, 29.5 against 36 to 40. Published, 5 ResNet-18 on "
+        "CIFAR-100, 300 epochs: average 82.0, ensemble of independent ones 83.7.",
+        "docs/results; Fournier 2024, Table 6.2",
+    ),
+    "torch-ddp": Accuracy(
+        True, "exact", "Exact up to rounding; digits 98.6, as all-reduce.", "docs/results/processes.md"
+    ),
+    "torch-fully-shard": Accuracy(
+        True, "exact", "Exact up to rounding; digits 98.6, as all-reduce.", "docs/results/processes.md"
+    ),
+}
+UNKNOWN = Accuracy(False, "not known", "Nothing is known here about its accuracy.", "–")
+
+
+def of(rule: str) -> Accuracy:
+    """What is known about the rule of that name."""
+    return ACCURACY.get(rule, UNKNOWN)
