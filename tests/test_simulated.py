@@ -343,3 +343,130 @@ def test_micro_batches_of_unequal_size_cost_what_each_of_them_does(tensors):
         lengths = [act.end - act.start for act in timeline.of(0, 0) if act.kind == kind]
         assert lengths == pytest.approx([1.5 * lengths[1], lengths[1], lengths[1]])
         assert lengths[1] > 0
+
+
+# ---- the parts of the cost model ----------------------------------------------------------------------------------------
+
+
+def computing(kinds, **options):
+    """The timeline of one worker that computes one act of each of these kinds for micro-batches 0, 1, 2, …"""
+
+    async def program(worker):
+        for number, kind in enumerate(kinds):
+            worker.at(number)
+            await worker.run(kind, int)
+
+    world = Simulated(options.pop("hardware", None), options.pop("costs", unit(1, backward=2.0, head=3.0, update=0.5)))
+    return world, world.run([(worker, program(worker)) for worker in world.mesh(1, 1)], **options)
+
+
+def test_what_is_not_charged_takes_no_time_and_moves_no_clock():
+    world, timeline = computing("FBLU", charged=False)
+    assert (timeline.span(), world.clock()) == (0.0, 0.0)
+    world, timeline = computing("FBLU")
+    assert (timeline.span(), world.clock()) == (6.5, 6.5)
+
+
+def test_every_micro_batch_is_slowed_down_by_its_own_draw():
+    slow = SlowDowns(0.5, 3.0, 0.1, seed=2)
+    _, timeline = computing("F" * 20, hardware=Hardware(slow_downs=slow))
+    lengths = [act.end - act.start for act in timeline]
+    assert lengths == pytest.approx([slow.of(0, 0, number) for number in range(20)])
+    assert len(set(lengths)) > 10
+
+
+def test_handling_messages_and_exchanges_keeps_a_worker_busy():
+    """100 bytes: 1 + 100 · 0.01 s to send, 2 + 100 · 0.02 s to receive; an exchange of 100 bytes sent: 3 + 100 · 0.03 s."""
+    network = Network(send=Line(1.0, 0.01), receive=Line(2.0, 0.02), exchange=Line(3.0, 0.03))
+
+    async def program(worker):
+        if worker.replica == 0:
+            await worker.replicas.peer(1).send("x", torch.zeros(25))
+        else:
+            await worker.replicas.peer(0).recv("x")
+        await worker.replicas.mean("mean", [torch.zeros(25)])
+
+    world = Simulated(Hardware(network=network), unit(1))
+    timeline = world.run([(worker, program(worker)) for worker in world.mesh(2, 1)])
+    spans = {(act.kind, act.replica): (act.start, act.end, act.bytes) for act in timeline}
+    assert spans["S", 0] == (0.0, 2.0, 100)
+    assert spans["R", 1] == (0.0, 6.0, 100)
+    for replica, size in ((0, 100), (1, 100)):
+        begin, end, sent = spans["M", replica]
+        assert sent == size
+        assert end - 6.0 == pytest.approx(3.0 + 0.03 * sent)
+        assert begin == (2.0, 6.0)[replica]
+
+
+def test_buckets_begin_when_the_backward_has_completed_them():
+    """Sixteen equal layers in eight buckets: the k-th is complete after 2 k of the 16 equal parts of the backward."""
+    model = torch.nn.Sequential(*[torch.nn.Linear(50, 50, bias=False) for _ in range(16)])
+    costs = costs_of(profile(ul.cut(model, 1, like=torch.zeros(2, 50))), Device(1e6))
+    timeline = simulate(ul.credit.Backprop(), ul.consensus.AllReduce(), costs=costs, replicas=2, samples=10)
+    backward = next(act for act in timeline.of(0, 0) if act.kind == "B")
+    starts = [act.start for act in timeline.of(0, 0) if act.kind == "M"]
+    shares = [(start - backward.start) / (backward.end - backward.start) for start in starts]
+    # a layer's gradient with respect to its input and its weight take equally long, but the first needs none for its input
+    assert shares == pytest.approx([min(1.0, (4 * k - 1) / 31) for k in range(1, 9)], abs=0.04)
+    assert shares == sorted(set(shares))
+
+
+def test_the_moment_at_which_gradients_are_complete():
+    """A head of 100 trained bytes whose backward takes 2 s, a body of 300 whose first tenth of the time completes half."""
+    from dataclasses import replace
+
+    from unlocked.simulation.costs import StageCosts
+
+    made_up = unit(1, weights=75).stages[0]
+    weights = (((75,), torch.float32), ((25,), torch.float32))
+    shape = replace(
+        made_up.profile, weights=weights, head_weights=1, trained=400, done=((0.0, 0.0), (0.5, 0.1), (1.0, 1.0))
+    )
+    seconds = {"head-forward": Line(1.0), "head-backward": Line(2.0), "backward": Line(10.0), "forward": Line(5.0)}
+    costs = StageCosts(seconds, shape)
+    parts = ("head-forward", "head-backward", "backward")
+    moments = [costs.moment(parts, 1, complete) for complete in (0, 50, 100, 175, 250, 400)]
+    assert moments == pytest.approx([1.0, 2.0, 3.0, 3.5, 4.0, 13.0])
+    assert costs.moment(("backward",), 1, 150) == pytest.approx(1.0)
+    assert costs.moment(("forward",), 1, 10) == 5.0  # nothing is completed here: at its end
+
+
+@pytest.mark.parametrize(("optimizer", "states"), [("sgd", 0), ("momentum", 1), ("adam", 2)])
+def test_seconds_are_operations_over_speed_and_bytes_over_bandwidth(optimizer, states):
+    chain = ul.cut(torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False)), 1, like=torch.zeros(2, 8))
+    stage = costs_of(profile(chain), Device(1e3, memory_bandwidth=1e2), optimizer).stages[0]
+    weight, kept = 8 * 4 * 4, 5 * 8 * 4  # bytes; a linear layer keeps its input
+    assert stage.of(("forward",), 5) == pytest.approx(5 * 2 * 8 * 4 / 1e3 + 2 * kept / 1e2)
+    assert stage.of(("backward",), 5) == pytest.approx(5 * 2 * 8 * 4 / 1e3 + 3 * kept / 1e2)
+    # a gradient and a weight are read, the weight is written; every state is read and written
+    assert stage.of(("update",), 5) == pytest.approx((3 + 2 * states) * weight / 1e2)
+    assert stage.held == weight * (2 + states)
+
+
+def test_messages_that_wait_are_memory():
+    """DGL's first stage is three times as fast as its second: what it sent and nobody took yet lies there."""
+    from unlocked.simulation.memory import activation_curves
+
+    costs = unit(2, forward=[1.0, 3.0], backward=[0.0, 0.0], activation=10)
+    timeline = simulate(ul.credit.DGL(), costs=costs, steps=4)
+    curve = dict(activation_curves(timeline, costs, 1)[(0, 1)])
+    # at 4: the second takes its second message (40 bytes kept for it), two more have come (40 bytes each)
+    assert curve[4.0] == 120
+    assert max(curve.values()) == 120
+    assert curve[13.0] == 0
+
+
+def test_what_a_micro_batch_keeps_from_its_first_forward_to_its_last_backward():
+    """Two forwards and two backwards of one micro-batch: 40 bytes from 0 to 7; the head's 8 bytes from its own act at 3."""
+    from dataclasses import replace
+
+    from unlocked.simulation.costs import Costs
+    from unlocked.simulation.memory import activation_curves
+
+    stage = unit(1, activation=10).stages[0]
+    costs = Costs((replace(stage, profile=replace(stage.profile, head_kept=Line(8.0))),))
+    spans = [("F", 0, 1), ("F", 2, 3), ("L", 3, 4), ("B", 4, 5), ("B", 6, 7)]
+    acts = [ul.Act(kind, 0, 0, 0, 0, 0, float(begin), float(end)) for kind, begin, end in spans]
+    forward_only = ul.Act("F", 0, 0, 1, 0, 0, 8.0, 9.0)
+    curves = activation_curves(ul.Timeline([*acts, forward_only]), costs, 1)
+    assert curves == {(0, 0): [(0.0, 40), (3.0, 48), (7.0, 0)]}
