@@ -132,7 +132,27 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Timeline(ClusterOptions):
+class NetworkOptions:
+    """A network by its name, of which shapes are all that is needed."""
+
+    model: str | None = None
+    """Network whose costs are taken, a name as in train; with --input or --data."""
+    width: float | None = None
+    """Width of the network, if it has one."""
+    depth: int | None = None
+    """Depth of the network, if it has one."""
+    model_options: tuple[str, ...] = ()
+    """Other options of the network, each as key=value."""
+    input: str | None = None
+    """Shape of one of the network's inputs, e.g. 3x224x224."""
+    classes: int = 10
+    """The network's outputs, with --input."""
+    data: str | None = None
+    """Data that the network is for, as in train."""
+
+
+@dataclass(frozen=True)
+class Timeline(NetworkOptions, ClusterOptions):
     """Draw what a method does when, on a simulated cluster: a table, idle shares, memory, staleness; --to: a picture."""
 
     credit: str = "backprop"
@@ -157,20 +177,6 @@ class Timeline(ClusterOptions):
     """Made-up time of a head's forward and backward; None: 0."""
     update: float | None = None
     """Made-up time of an update; None: 0."""
-    model: str | None = None
-    """A real network's costs instead of made-up ones: a name as in train; with --input or --data."""
-    width: float | None = None
-    """Width of the network, if it has one."""
-    depth: int | None = None
-    """Depth of the network, if it has one."""
-    model_options: tuple[str, ...] = ()
-    """Other options of the network, each as key=value."""
-    input: str | None = None
-    """Shape of one of the network's inputs, e.g. 3x224x224."""
-    classes: int = 10
-    """The network's outputs, with --input."""
-    data: str | None = None
-    """Data that the network is for, as in train."""
     batch: int | None = None
     """Samples per replica and step; None: 32, or for made-up costs one per micro-batch."""
     tick: float | None = None
@@ -196,23 +202,9 @@ class Doctor:
 
 
 @dataclass(frozen=True)
-class Calibrate:
+class Calibrate(NetworkOptions):
     """Measure this machine, and with --model the stages of a network, into a cost file for --costs."""
 
-    model: str | None = None
-    """Network whose stages are measured, a name as in train; with --input or --data."""
-    width: float | None = None
-    """Width of the network, if it has one."""
-    depth: int | None = None
-    """Depth of the network, if it has one."""
-    model_options: tuple[str, ...] = ()
-    """Other options of the network, each as key=value."""
-    input: str | None = None
-    """Shape of one of the network's inputs, e.g. 3x32x32."""
-    classes: int = 10
-    """The network's outputs, with --input."""
-    data: str | None = None
-    """Data that the network is for, as in train."""
     stages: int = 2
     """Number of stages J the network is cut into."""
     balance: Balance = "flops"

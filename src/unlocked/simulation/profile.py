@@ -120,14 +120,14 @@ def _read(chain: Chain, like: Tensor, samples: int) -> list[_Reading]:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
         x = torch.empty((samples, *like.shape[1:]), dtype=like.dtype)
         for j, stage in enumerate(chain):
-            fakes = _Fakes(stage)
-            reading = _read_stage(fakes, stage, x, first=j == 0, last=j == len(chain) - 1)
+            shapes = _ShapesOnly(stage)
+            reading = _read_stage(shapes, stage, x, first=j == 0, last=j == len(chain) - 1)
             readings.append(reading)
             x = reading.output
     return readings
 
 
-class _Fakes:
+class _ShapesOnly:
     """A stage's modules run on fake weights; the stage itself is not touched."""
 
     def __init__(self, stage: Stage) -> None:
@@ -149,19 +149,19 @@ class _Fakes:
         return [*self.weights.values(), *self.buffers.values()]
 
 
-def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool, last: bool) -> _Reading:
+def _read_stage(shapes: _ShapesOnly, stage: Stage, x: Tensor, first: bool, last: bool) -> _Reading:
     # the first stage's input needs no gradient, unless it is of a kind that could not have one
     x = x.detach() if first or not x.is_floating_point() else x.detach().requires_grad_()
-    weights = [x for name, x in fakes.weights.items() if x.requires_grad and not name.startswith("head.")]
+    weights = [x for name, x in shapes.weights.items() if x.requires_grad and not name.startswith("head.")]
     counter = _Counter()
-    with SavedBytes(ignore=fakes.all()) as meter:
+    with SavedBytes(ignore=shapes.all()) as meter:
         with counter.counting("forward"):
-            h = fakes.call("body", x)
+            h = shapes.call("body", x)
         kept = meter.live
         copy = h.detach().requires_grad_(h.is_floating_point())
         with counter.counting("head-forward"):
             # a stage below the last without a head has no loss of its own
-            loss = _loss(fakes, stage, copy) if last or stage.head is not None else None
+            loss = _loss(shapes, stage, copy) if last or stage.head is not None else None
         head_kept = meter.live - kept
         with counter.counting("head-backward"):
             if loss is not None and loss.requires_grad:
@@ -169,7 +169,7 @@ def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool, last: bool)
     with counter.counting("weight-backward"):
         if h.requires_grad:
             torch.autograd.grad(h, weights, torch.empty_like(h), retain_graph=True, allow_unused=True)
-    done = _Progress(fakes, counter)
+    done = _Progress(shapes, counter)
     with counter.counting("input-backward"):
         if x.requires_grad and h.requires_grad:
             torch.autograd.grad(h, x, torch.empty_like(h), retain_graph=True)
@@ -179,9 +179,9 @@ def _read_stage(fakes: _Fakes, stage: Stage, x: Tensor, first: bool, last: bool)
     return _Reading(len(x), tuple(x.shape[1:]), h.detach(), counter.flops, kept, head_kept, done.curve())
 
 
-def _loss(fakes: _Fakes, stage: Stage, h: Tensor) -> Tensor | None:
+def _loss(shapes: _ShapesOnly, stage: Stage, h: Tensor) -> Tensor | None:
     """The stage's loss on made-up targets; None if it wants others."""
-    output = fakes.call("head", h) if stage.head is not None else h
+    output = shapes.call("head", h) if stage.head is not None else h
     scores = logits(output)
     if not isinstance(scores, Tensor) or scores.dim() < 2:
         return None
@@ -221,8 +221,8 @@ class _Counting:
 class _Progress:
     """Which share of the gradients' bytes is complete after which share of a backward's operations."""
 
-    def __init__(self, fakes: _Fakes, counter: _Counter) -> None:
-        self._fakes, self._counter = fakes, counter
+    def __init__(self, shapes: _ShapesOnly, counter: _Counter) -> None:
+        self._shapes, self._counter = shapes, counter
         self._seen: list[tuple[int, int]] = []
 
     def watching(self) -> _Progress:
@@ -231,7 +231,7 @@ class _Progress:
     def __enter__(self) -> None:
         self._hooks = [
             x.register_post_accumulate_grad_hook(self._one_more)
-            for name, x in self._fakes.weights.items()
+            for name, x in self._shapes.weights.items()
             if x.requires_grad and not name.startswith("head.")
         ]
 
