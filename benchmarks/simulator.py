@@ -34,6 +34,7 @@ SPEEDS = (
     ("backprop, J=4", ul.credit.Backprop(), ul.consensus.Independent(), 1, 4),
     ("gpipe(8), J=8", ul.credit.GPipe(8), ul.consensus.Independent(), 1, 8),
     ("dgl × all-reduce, N=8, J=4", ul.credit.DGL(), ul.consensus.AllReduce(bucket_mb=0), 8, 4),
+    ("the same with overlap", ul.credit.DGL(), ul.consensus.AllReduce(), 8, 4),
     ("dgl × all-reduce, N=64, J=16", ul.credit.DGL(), ul.consensus.AllReduce(bucket_mb=0), 64, 16),
     ("interlocking(1), N=16, J=8", ul.credit.Interlocking(1), ul.consensus.Independent(), 16, 8),
 )
