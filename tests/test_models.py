@@ -29,8 +29,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {"input_shape": (3, 8, 8), "options": {"width": 1 / 16}},
     "resnet32": {"input_shape": (2, 8, 8), "options": {"width": 0.25, "skip": False}},
     "resnet50": {"input_shape": (3, 32, 32), "options": {"width": 1 / 16, "stem": "large"}},
+    "resnet34": {"input_shape": (1, 5, 8), "options": {"width": 1 / 32}},
     "gpt": {"input_shape": (10,), "options": {"width": 8, "heads": 2, "layers": 2}},
+    "vit": {"input_shape": (3, 8, 4), "options": {"width": 8, "heads": 2, "layers": 2}},
+    "revresnet18": {"input_shape": (3, 8, 8), "options": {"width": 1 / 16}},
+    "revresnet34": {"input_shape": (1, 5, 8), "options": {"width": 1 / 32}},
+    "revresnet50": {"input_shape": (3, 32, 32), "options": {"width": 1 / 16, "stem": "large"}},
+    "revgpt": {"input_shape": (10,), "options": {"width": 8, "heads": 2, "layers": 2}},
+    "revvit": {"input_shape": (3, 8, 4), "options": {"width": 8, "heads": 2, "layers": 2}},
 }
+TEXT = ("gpt", "revgpt")
 
 
 def small(name: str) -> models.Layered:
@@ -41,7 +49,7 @@ def small(name: str) -> models.Layered:
 def sample(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (3, *SMALL[name]["input_shape"])
-    if name == "gpt":
+    if name in TEXT:
         return torch.randint(0, 5, shape, generator=generator)
     return torch.randn(shape, generator=generator, dtype=dtype)
 
@@ -85,7 +93,7 @@ def test_pieces_compose_to_the_model(name: str, dtype: torch.dtype) -> None:
     same_run(model, x, lambda whole, inputs: whole(inputs))
     output = model(x)
     assert output.dtype == dtype
-    assert output.shape == ((3, 10, 5) if name == "gpt" else (3, 5))
+    assert output.shape == ((3, 10, 5) if name in TEXT else (3, 5))
     assert output.isfinite().all()
 
 
@@ -223,9 +231,19 @@ def test_parameter_counts() -> None:
     # He et al.'s option A has no projections: 464,154, the commonly quoted size
     assert count("resnet32") - conv_norm(16, 32, 1) - conv_norm(32, 64, 1) == 464_154
     assert count("resnet32") == 466_906
+    assert (
+        count("resnet34")
+        == conv_norm(3, 64)
+        + sum(
+            basic_blocks([outputs], blocks, inputs)
+            for inputs, outputs, blocks in [(64, 64, 3), (64, 128, 4), (128, 256, 6), (256, 512, 3)]
+        )
+        + 5_130
+    )
     assert count("resnet50") == 23_520_842
     # the well-known ImageNet sizes
     assert count("resnet18", 1000, stem="large") == 11_689_512
+    assert count("resnet34", 1000, stem="large") == 21_797_672
     assert count("resnet50", 1000, stem="large") == 25_557_032
 
     def vgg(channels: list[int], flat: int) -> int:
@@ -257,7 +275,7 @@ def test_number_of_pieces() -> None:
     assert len(pieces("resnet18")) == 1 + 8 + 1
     assert len(pieces("resnet18", skip=False)) == 1 + 16 + 1
     assert len(pieces("resnet32")) == 1 + 15 + 1
-    assert len(pieces("resnet50")) == 1 + 16 + 1
+    assert len(pieces("resnet34")) == len(pieces("resnet50")) == 1 + 16 + 1
     assert len(pieces("resnet50", skip=False)) == 1 + 48 + 1
     assert len(pieces("vgg6a")) == 6
     assert len(pieces("vgg8b")) == 8

@@ -14,10 +14,13 @@ from ..errors import choose
 from .perceptron import mlp
 from .pieces import Layered, Piece, pieces_of
 from .recipe import option_defaults, require
-from .resnet import resnet18, resnet32, resnet50
+from .resnet import resnet18, resnet32, resnet34, resnet50
+from .revresnet import revresnet18, revresnet34, revresnet50
+from .revtransformer import revgpt, revvit
 from .small_cnn import cnn
 from .transformer import gpt
 from .vgg import vgg6a, vgg8b
+from .vit import vit
 
 __all__ = [
     "Layered",
@@ -32,9 +35,16 @@ __all__ = [
     "pieces_of",
     "resnet18",
     "resnet32",
+    "resnet34",
     "resnet50",
+    "revgpt",
+    "revresnet18",
+    "revresnet34",
+    "revresnet50",
+    "revvit",
     "vgg6a",
     "vgg8b",
+    "vit",
 ]
 
 _MODELS: dict[str, Callable[..., Layered]] = {
@@ -43,10 +53,21 @@ _MODELS: dict[str, Callable[..., Layered]] = {
     "mlp": mlp,
     "resnet18": resnet18,
     "resnet32": resnet32,
+    "resnet34": resnet34,
     "resnet50": resnet50,
+    "revgpt": revgpt,
+    "revresnet18": revresnet18,
+    "revresnet34": revresnet34,
+    "revresnet50": revresnet50,
+    "revvit": revvit,
     "vgg6a": vgg6a,
     "vgg8b": vgg8b,
+    "vit": vit,
 }
+
+
+TEXT = frozenset({"gpt", "revgpt"})
+"""The models that take tokens; the others take images or vectors."""
 
 
 def names() -> list[str]:

@@ -1,6 +1,6 @@
 """Residual networks: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015).
 
-ResNet-18 and -50: table 1; ResNet-32 for CIFAR: section 4.2 with n = 5. Where the shape changes, the shortcut is a 1×1
+ResNet-18, -34 and -50: table 1; ResNet-32 for CIFAR: section 4.2 with n = 5. Where the shape changes, the shortcut is a 1×1
 convolution with BatchNorm (option B of section 4.1; the paper's CIFAR networks pad with zeros instead, option A: there
 ResNet-32 has 2,752 parameters fewer). The bottleneck halves the image in its 3×3 convolution. The small-image stem and
 the variant without shortcuts are those of Fournier's thesis, appendix B.1.1; `width` is the factor k of its B.2.1.
@@ -32,6 +32,7 @@ class Design(NamedTuple):
 
 RESNET18 = Design((2, 2, 2, 2), (64, 128, 256, 512), bottleneck=False)
 RESNET32 = Design((5, 5, 5), (16, 32, 64), bottleneck=False)
+RESNET34 = Design((3, 4, 6, 3), (64, 128, 256, 512), bottleneck=False)
 RESNET50 = Design((3, 4, 6, 3), (64, 128, 256, 512), bottleneck=True)
 EXPANSION = 4  # a bottleneck puts out four times its inner channels
 
@@ -78,10 +79,10 @@ class ResNet(Layered):
     def __init__(self, input_shape: Sequence[int], classes: int, design: Design, width: float, skip: bool, stem: str):
         super().__init__()
         first = scaled(design.channels[0], width)
-        self.stem = _stem(input_shape[0], first, stem)
+        self.stem = stem_of(input_shape[0], first, stem)
         parts: list[nn.Module] = []
         channels = first
-        for steps in _block_steps(design, width):
+        for steps in block_steps(design, width):
             if skip:
                 parts.append(ResidualBlock(channels, steps))
             else:
@@ -118,6 +119,18 @@ def resnet32(
 
 
 @with_recipe
+def resnet34(
+    input_shape: Sequence[int], classes: int, width: float = 1.0, skip: bool = True, stem: str = "small"
+) -> ResNet:
+    """ResNet-34, (B, *input_shape) → (B, classes); 16 basic blocks of 2 convolutions.
+
+    Options as for `resnet18` (without shortcuts: 32 one-convolution blocks). Images of at least 5×5 pixels (large stem:
+    17×17). Raises InvalidChoice for a bad option or input shape.
+    """
+    return _resnet("resnet34", RESNET34, input_shape, classes, width, skip, stem)
+
+
+@with_recipe
 def resnet50(
     input_shape: Sequence[int], classes: int, width: float = 1.0, skip: bool = True, stem: str = "small"
 ) -> ResNet:
@@ -132,14 +145,20 @@ def resnet50(
 def _resnet(
     name: str, design: Design, input_shape: Sequence[int], classes: int, width: float, skip: bool, stem: str
 ) -> ResNet:
+    require_design(name, design, input_shape, width, stem)
+    return ResNet(input_shape, classes, design, width, skip, stem)
+
+
+def require_design(name: str, design: Design, input_shape: Sequence[int], width: float, stem: str) -> None:
+    """Refuse an unknown stem, an image that the design makes too small, and a width that is not positive."""
     choose(f"stem of {name}", stem, STEMS)
     halvings = len(design.blocks) - 1 + (2 if stem == "large" else 0)
     require_image(name, input_shape, smallest=2 ** (halvings - 1) + 1)  # each halving still finds two pixels
     require_positive(name, width=width)
-    return ResNet(input_shape, classes, design, width, skip, stem)
 
 
-def _stem(inputs: int, outputs: int, kind: str) -> nn.Sequential:
+def stem_of(inputs: int, outputs: int, kind: str) -> nn.Sequential:
+    """The layers before the first block: (B, inputs, H, W) → (B, outputs, H', W'); see STEMS."""
     kernel, stride = (7, 2) if kind == "large" else (3, 1)
     layers = [convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs), nn.ReLU()]
     if kind == "large":
@@ -147,7 +166,8 @@ def _stem(inputs: int, outputs: int, kind: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _block_steps(design: Design, width: float) -> Iterator[list[Step]]:
+def block_steps(design: Design, width: float) -> Iterator[list[Step]]:
+    """The convolutions of each block, in order."""
     for group, (count, base) in enumerate(zip(design.blocks, design.channels)):
         channels = scaled(base, width)
         for index in range(count):

@@ -42,31 +42,32 @@ class Embedding(nn.Module):
         return self.dropout(self.tokens(ids) + self.positions.weight[: ids.shape[1]])
 
 
-class CausalAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and the past: (B, t, D) → (B, t, D)."""
+class Attention(nn.Module):
+    """Multi-head attention, (B, t, D) → (B, t, D); if `causal`, a position sees itself and the past only."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """softmax(q kᵀ / √(D/heads), past only) v in each head, then the projection (Vaswani et al., eq. 1)."""
+        """softmax(q kᵀ / √(D/heads)) v in each head, then the projection (Vaswani et al., eq. 1)."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         drop = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=self.causal)
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the MLP is four times as wide: (B, t, D) → (B, t, D)."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, heads, dropout)
+        self.attention = Attention(width, heads, dropout, causal)
         self.norm2 = nn.LayerNorm(width)
         self.widen = nn.Linear(width, 4 * width)
         self.narrow = nn.Linear(4 * width, width)
@@ -100,19 +101,20 @@ class GPT(Layered):
         self.embedding = Embedding(vocabulary, context, width, dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.output = Output(width, vocabulary)
-        self._initialise(layers)
+        initialise(self, layers)
 
-    def _initialise(self, layers: int) -> None:
-        """Weights normal(0, 0.02), biases 0; projections onto the residual stream divided by √(2 · layers)."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                continue  # LayerNorm starts at 1 and 0; biases follow below
-            onto_stream = name.endswith(("attention.projection.weight", "narrow.weight"))
-            scale = 1 / math.sqrt(2 * layers) if onto_stream else 1.0
-            nn.init.normal_(parameter, std=STANDARD_DEVIATION * scale)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+
+def initialise(model: nn.Module, layers: int) -> None:
+    """Weights normal(0, 0.02), biases 0; projections onto the residual stream divided by √(2 · layers)."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            continue  # LayerNorm starts at 1 and 0; biases follow below
+        onto_stream = name.endswith(("attention.projection.weight", "narrow.weight"))
+        scale = 1 / math.sqrt(2 * layers) if onto_stream else 1.0
+        nn.init.normal_(parameter, std=STANDARD_DEVIATION * scale)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 @with_recipe
@@ -129,11 +131,23 @@ def gpt(
     `dropout` acts on the embedding, the attention weights and each residual branch.
     Raises InvalidChoice for a bad option or an input shape that is not one length.
     """
+    require_text("gpt", input_shape)
+    require_transformer("gpt", layers, width, heads, dropout)
+    return GPT(input_shape[0], classes, layers, width, heads, dropout)
+
+
+def require_text(name: str, input_shape: Sequence[int]) -> None:
+    """Refuse an input shape that is not one length."""
     require(
         len(input_shape) == 1,
-        f"gpt takes text, input_shape (length,) in tokens; given {tuple(input_shape)}. Use a CNN for images.",
+        f"{name} takes text, input_shape (length,) in tokens; given {tuple(input_shape)}. Use a CNN for images.",
     )
-    require_positive("gpt", layers=layers, width=width, heads=heads)
-    require_probability("gpt", "dropout", dropout)
-    require(width % heads == 0, f"gpt's width must be a multiple of its heads; given width {width} and {heads} heads.")
-    return GPT(input_shape[0], classes, layers, width, heads, dropout)
+
+
+def require_transformer(name: str, layers: int, width: int, heads: int, dropout: float) -> None:
+    """Refuse sizes that are not positive, a dropout that is no probability, and heads that do not divide the width."""
+    require_positive(name, layers=layers, width=width, heads=heads)
+    require_probability(name, "dropout", dropout)
+    require(
+        width % heads == 0, f"{name}'s width must be a multiple of its heads; given width {width} and {heads} heads."
+    )
