@@ -19,7 +19,8 @@ from unlocked.credit import Credit
 @dataclass(frozen=True)
 class Row:
     """`make`: the rule. Laws: `local` no gradient leaves a stage; `one_stage_is_backprop` J = 1 is backprop bit for bit;
-    `phased` trains stages one after the other; `equal_replicas` the replicas stay equal; `conserves` Σ_n θ_n of a mix."""
+    `phased` trains stages one after the other; `delayed` keeps micro-batches in flight between steps; `equal_replicas` the
+    replicas stay equal; `conserves` Σ_n θ_n of a mix."""
 
     name: str
     make: Callable[[], Credit | Consensus]
@@ -45,6 +46,14 @@ CREDITS = [
     ),
     Row("interlocking1", lambda: ul.credit.Interlocking(1, head=SMALL, budget=None), _laws("one_stage_is_backprop")),
     Row("interlocking2", lambda: ul.credit.Interlocking(2, head=SMALL, budget=None), _laws("one_stage_is_backprop")),
+    Row("1f1b", lambda: ul.credit.OneFOneB(2), _laws()),
+    Row("pipedream", ul.credit.PipeDream, _laws("one_stage_is_backprop", "delayed")),
+    Row("pipedream-2bw", ul.credit.PipeDream2BW, _laws("delayed")),
+    Row("delayed-gradients", ul.credit.DelayedGradients, _laws("one_stage_is_backprop", "delayed")),
+    Row("ddg", lambda: ul.credit.DDG(shrink=0.7), _laws("one_stage_is_backprop", "delayed")),
+    Row("features-replay", ul.credit.FeaturesReplay, _laws("one_stage_is_backprop", "delayed")),
+    Row("fdg", ul.credit.FDG, _laws("one_stage_is_backprop", "delayed")),
+    Row("petra", ul.credit.PETRA, _laws("one_stage_is_backprop", "delayed")),
 ]
 CONSENSUS = [
     Row("independent", ul.consensus.Independent, _laws("conserves")),
@@ -103,6 +112,8 @@ def trainer(credit: Credit, consensus: Consensus | None = None, stages: int = 3,
     model = options.pop("model", None) or mlp()
     chain = ul.cut(model, stages, like=batch()[0].to(next(model.parameters()).dtype))
     options.setdefault("optimizer", momentum)
+    if isinstance(credit, ul.credit.PipeDream2BW):  # its rule wants so many micro-batches per update
+        options["accumulate"] = max(options.get("accumulate", 1), stages - 1)
     return ul.Trainer(chain, credit=credit, consensus=consensus, **options)
 
 

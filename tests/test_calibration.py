@@ -336,7 +336,7 @@ def _of_session(session: int) -> list[int]:
         (["--model", "mpl", "--input", "6"], "did you mean 'mlp'"),
         (["--model", "mlp", "--input", "6", "--stages", "0"], "--stages"),
         (["--model", "mlp", "--input", "6", "--stages", "99"], "stages=99"),
-        (["--model", "mlp", "--input", "6", "--credit", "dlg"], "did you mean 'dgl'"),
+        (["--model", "mlp", "--input", "6", "--credit", "dgll"], "did you mean 'dgl'"),
         (["--out", "/nowhere/at/all/costs.json"], "--out"),
     ],
 )

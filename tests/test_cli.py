@@ -106,7 +106,7 @@ def test_a_slug_is_a_folder_name() -> None:
         (["train", "--epochs", "0"], "--epochs 0 is not possible"),
         (["train", "--lr", "-1"], "--lr -1.0 is not possible"),
         (["train", "--replicas", "0"], "--replicas 0 is not possible"),
-        (["train", "--credit", "dlg"], "did you mean 'dgl'"),
+        (["train", "--credit", "dgll"], "did you mean 'dgl'"),
         (["train", "--credit", "dgl(hed=mlp)"], "did you mean 'head'"),
         (["train", "--credit", "dgl(head=mpl)"], "did you mean 'mlp'"),
         (["train", "--credit", "interlocking(d=near)"], "must be a whole number"),

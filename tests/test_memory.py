@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import json
 import subprocess
@@ -20,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import unlocked as ul
 from unlocked.cli import main
 from unlocked.consensus.base import Weights
+from unlocked.credit.delayed import Delayed
 from unlocked.errors import BadData
+from unlocked.method_names import make_credit, parse_call
 from unlocked.probes import live as meters
 from unlocked.probes.live import GRADIENTS, INPUTS, OPTIMIZER, OTHER, PARAMETERS, SAVED, AllocatorBytes, LiveBytes
 from unlocked.probes.memory import SavedBytes
@@ -28,6 +31,10 @@ from unlocked.probes.predicted import predicted, states_of
 from unlocked.probes.step import live_peak, merged
 from unlocked.report import write_report
 from unlocked.report.footprint import read_footprint
+from unlocked.simulation.costs import unit
+from unlocked.simulation.memory import activation_curves, device_peaks, version_curves
+from unlocked.simulation.simulating import simulate
+from unlocked.timeline import BUSY, Timeline
 from unlocked.worker import Place
 
 from methods import CREDITS, Row, assert_same, batch, data, mlp, name_of, state, trainer
@@ -53,6 +60,11 @@ def metered(model: nn.Module, *inputs: Tensor) -> LiveBytes:
 def size(tensors: Iterable[Tensor]) -> int:
     """Bytes of distinct tensors."""
     return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def parts_of(row: Row) -> int:
+    """Micro-batches per update that a rule needs on three stages."""
+    return 2 if row.name == "pipedream-2bw" else 1
 
 
 def record_of(session: ul.Trainer) -> dict[str, Any]:
@@ -277,7 +289,7 @@ def test_the_allocator_is_asked_on_an_accelerator(monkeypatch: pytest.MonkeyPatc
 def test_metered_steps_change_no_bit(row: Row):
     runs = []
     for bare in (False, True):
-        session = trainer(row.make(), model=mlp(norm=True, dropout=0.1), replicas=2)
+        session = trainer(row.make(), model=mlp(norm=True, dropout=0.1), replicas=2, accumulate=parts_of(row))
         if bare:
             session.memory = [{"phase": phase, "processes": []} for phase in range(3)]  # as if it were known
         session.fit(data(24), 1, batch_size=12)
@@ -286,17 +298,54 @@ def test_metered_steps_change_no_bit(row: Row):
     assert_same(*runs)
 
 
-@pytest.mark.parametrize("row", CREDITS, ids=name_of)
-def test_measured_is_predicted(row: Row):
-    """To the byte, but for what accumulation weights its losses with, which shapes do not tell: two numbers a micro-batch."""
-    session = trainer(row.make(), optimizer=lambda weights: torch.optim.Adam(weights, lr=1e-3))
-    parts = getattr(session.credit, "parts", 1)
-    session.fit(data(24), 1, batch_size=12)
-    phases = session.credit.phases(3)
+KEPT = ["pipedream(keep=input)", "pipedream(weights=snapshot)", "pipedream-2bw(keep=input)", "fdg(replay=True)"]
+KEPT += [
+    "delayed-gradients(keep=input)",
+    *(f"petra(keep={keep!r})" for keep in ("input", "weights", "input+weights", "graph")),
+]
+RULES = CREDITS + [Row(text, lambda text=text: make_credit(parse_call(text), 3), frozenset()) for text in KEPT]
+
+
+def reversible() -> nn.Sequential:
+    """The tiny network with reversible parts on every stage of three, between others."""
+
+    def coupling() -> ul.reversible.Coupling:
+        return ul.reversible.Coupling(nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 6)))
+
+    torch.manual_seed(0)
+    below = [nn.Linear(5, 6), ul.reversible.Split(), coupling(), coupling()]
+    return nn.Sequential(
+        *below, nn.Linear(12, 12), nn.Tanh(), coupling(), coupling(), coupling(), nn.Linear(12, 3)
+    ).double()
+
+
+NETWORKS = {"plain": mlp, "norm": lambda: mlp(norm=True), "reversible": reversible}
+
+
+@pytest.mark.parametrize(
+    ("row", "network"),
+    [
+        (row, name)
+        for row in RULES
+        for name in NETWORKS
+        if name == "plain" or row.name.startswith(("pipedream", "petra"))
+    ],
+    ids=lambda given: getattr(given, "name", given),
+)
+def test_measured_is_predicted(row: Row, network: str):
+    """To the byte, but for the last stage of a rule that splits a batch: all of its targets lie in one storage, and what
+    accumulation weights losses with is two numbers a micro-batch."""
+    accumulate = 2 if row.name.startswith("pipedream-2bw") else 1
+    adam = functools.partial(torch.optim.Adam, lr=1e-3)
+    session = trainer(row.make(), optimizer=adam, model=NETWORKS[network](), accumulate=accumulate)
+    credit, parts = session.credit, accumulate * session.credit.parts
+    needed = 2 + credit.filling(3, accumulate)
+    session.fit(data(12 * needed), 1, batch_size=12)
+    phases = credit.phases(3)
     assert [record["phase"] for record in session.memory] == list(range(phases))
-    foretold = predicted(session, session.timeline, 12)
+    foretold = predicted(session, session.recent[-1], 12)
     for record in session.memory:
-        assert record["step"] == 2 * record["phase"] + 2
+        assert record["step"] == needed * (record["phase"] + 1)
         for worker in record["workers"]:
             j, stage = worker["stage"], foretold[worker["stage"]]
             weights = len(list(session.chains[0][j].parameters()))
@@ -306,10 +355,125 @@ def test_measured_is_predicted(row: Row):
                 continue
             assert worker["gradients"] == stage["gradients"]
             assert worker["optimizer_state"] == stage["optimizer_state"] + 4 * weights  # Adam counts its steps
+            assert worker["versions"] == stage["versions"]
             if j == session.phase or phases == 1:  # what is foretold is the last phase
-                beyond = 16 * parts if parts > 1 else 0
+                beyond = 16 * parts + 8 * 12 if parts > 1 and j == 2 else 0
                 assert 0 <= worker["saved"] - stage["saved"] <= beyond
                 assert worker["saved"] > 0
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_what_delayed_rules_keep_is_what_their_papers_say(stages: int):
+    """Graphs and copies of the weights at the peak of a full pipeline: J − j and J − 1 − j of PipeDream, one copy of its two
+    versions, inputs only where it recomputes, nothing but one graph under PETRA."""
+    costs, rest = unit(stages, activation=3, weights=5), range(stages - 1, -1, -1)
+    cases: list[tuple[Any, int, list[int], list[int]]] = [
+        (ul.credit.OneFOneB(2 * stages), 1, [d + 1 for d in rest], [0] * stages),
+        (ul.credit.PipeDream(), 1, [d + 1 for d in rest], list(rest)),
+        (ul.credit.PipeDream(weights="snapshot"), 1, [d + 1 for d in rest], [0] * stages),
+        (ul.credit.PipeDream2BW(), stages, [d + 1 for d in rest], [1] * stages),
+        (ul.credit.DelayedGradients(), 1, [d + 1 for d in rest], [0] * stages),
+        (ul.credit.PETRA(keep="graph"), 1, [2 * d + 1 for d in rest], [2 * d for d in rest]),
+        (ul.credit.PETRA(keep="weights"), 1, [1] * stages, [2 * d for d in rest]),
+        (ul.credit.PETRA(), 1, [1] * stages, [0] * stages),
+        (ul.credit.FDG(), 1, [max(1, 2 * d) for d in rest], [max(0, 2 * d - 1) for d in rest]),
+    ]
+    for credit, accumulate, graphs, copies in cases:
+        found = simulate(credit, costs=costs, steps=6 * stages, samples=credit.parts, accumulate=accumulate)
+        busy = Timeline(act for act in found if act.kind in BUSY)
+        kept, old = activation_curves(busy, costs, 1, credit), version_curves(busy, costs, credit)
+        assert [max(size for _, size in kept[Place(0, j)]) for j in range(stages)] == [12 * n for n in graphs], credit
+        assert [max((size for _, size in old[Place(0, j)]), default=0) for j in range(stages)] == [
+            20 * n for n in copies
+        ]
+
+
+FLYING = [(row, 1) for row in RULES if isinstance(row.make(), Delayed) and "2bw" not in row.name]
+FLYING += [(row, k) for row in RULES for k in (4,) if row.name.startswith(("pipedream", "petra", "fdg"))]
+
+
+@pytest.mark.parametrize(("row", "accumulate"), FLYING, ids=lambda given: getattr(given, "name", str(given)))
+def test_a_part_of_a_timeline_says_what_the_whole_says_of_it(row: Row, accumulate: int):
+    """Whatever is in flight when the record begins or ends, as long as each worker has some of its acts in it."""
+    credit, costs = row.make(), unit(3, backward=2.0, activation=3, weights=5)
+    whole = simulate(credit, costs=costs, steps=60 // accumulate, accumulate=accumulate)
+    whole = Timeline(act for act in whole if act.kind in BUSY)
+    curves = [activation_curves(whole, costs, 1, credit), version_curves(whole, costs, credit)]
+    for begin, end in ((60.0, 110.0), (61.0, 108.0), (73.0, 131.0)):
+        part = whole.between(begin, end)
+        found = [activation_curves(part, costs, 1, credit), version_curves(part, costs, credit)]
+        for mine, of_whole in zip(found, curves):
+            for place in map(Place._make, whole.workers()):
+                for tick in range(int(begin), int(end)):
+                    assert level(mine[place], tick + 0.5) == level(of_whole[place], tick + 0.5), (place, tick, begin)
+
+
+def level(curve: list[tuple[float, int]], when: float) -> int:
+    """Bytes at a moment."""
+    return next((size for begin, size in reversed(curve) if begin <= when), 0)
+
+
+def test_messages_that_come_from_before_a_record_or_stay_until_after_it_lie_with_their_receiver():
+    credit, costs = ul.credit.PETRA(), unit(2, activation=3)
+    whole = simulate(credit, costs=costs, steps=20)
+    full = activation_curves(whole, costs, 1, credit)
+    part = Timeline(act for act in whole if 30.0 < act.end <= 50.0 and act.kind in "SR")
+    curves = activation_curves(part, costs, 1, credit)
+    kept = activation_curves(Timeline(act for act in whole if act.kind in BUSY), costs, 1, credit)
+    assert len([act for act in part if act.kind == "S"]) != len(part.messages())  # some have their other end outside
+    for place in curves:
+        for tick in range(32, 48):
+            together = level(curves[place], tick + 0.5) + level(kept[place], tick + 0.5)
+            assert together == level(full[place], tick + 0.5)
+
+
+def test_old_weights_are_on_their_device():
+    credit, costs = ul.credit.PipeDream(), unit(3, weights=5)
+    found = simulate(credit, costs=costs, steps=12)
+    devices = {Place(0, j): 0 for j in range(3)}
+    apart = device_peaks(found, costs, 1, {place: place.stage for place in devices}, credit)
+    graphs = activation_curves(found, costs, 1, credit)
+    assert apart[2] == costs[2].held + max(size for _, size in graphs[Place(0, 2)])
+    assert apart[0] == costs[0].held + max(size for _, size in graphs[Place(0, 0)]) + 2 * 20
+    assert device_peaks(found, costs, 1, devices, credit)[0] <= sum(apart.values())
+
+
+def test_a_pipeline_is_metered_until_it_is_full_or_emptied():
+    for epochs, updates, step in ((1, 3, 3), (2, 3, 3), (1, 6, 6), (1, 9, 6)):
+        session = trainer(ul.credit.PipeDream())
+        session.fit(data(12 * updates), epochs, batch_size=12)
+        assert [record["step"] for record in session.memory] == [step]
+    session = trainer(ul.credit.PipeDream(drain="end"))
+    session.fit(data(12 * 2), 4, batch_size=12)
+    assert [record["step"] for record in session.memory] == [6]
+    (whole, *_) = record_of(session)["workers"]
+    filled = trainer(ul.credit.PipeDream())
+    filled.fit(data(12 * 2), 4, batch_size=12)
+    (emptied, *_) = record_of(filled)["workers"]
+    assert emptied["saved"] == 2 / 3 * whole["saved"] and (emptied["versions"], whole["versions"] > 0) == (0, True)
+
+
+def test_a_meter_that_is_opened_again_goes_on_with_what_is_still_kept():
+    weight, x = torch.randn(10, requires_grad=True), torch.randn(10)
+    with SavedBytes(ignore=[weight]) as meter:
+        first = weight * x
+    with SavedBytes(ignore=[weight]) as other:
+        del first
+    assert (meter.live, meter.peak, other.peak) == (0, 40, 0)
+    meter.restart(ignore=[weight])
+    copy = weight.detach().clone()
+    meter.disregard([copy])
+    assert (meter.peak, meter.curve) == (0, [0])
+    with meter:
+        second = weight * copy
+        assert meter.live == 0
+        third = weight * x
+    meter.restart(ignore=[weight])
+    assert meter.peak == meter.live == 40 and meter.holds(x) and not meter.holds(copy)
+    assert meter.passed([weight, copy]) == 40
+    address = copy.untyped_storage()._cdata
+    del second, third, copy
+    assert address not in meter._disregarded and meter.live == 0
 
 
 def test_without_a_timeline_of_backwards_nothing_is_kept():

@@ -351,6 +351,40 @@ def test_every_rule_is_tried_once_on_every_mesh_and_those_of_torch_are_named():
     assert "interlocking(d=2)" in {method for method, _, _ in tried}
 
 
+def test_a_delayed_rule_is_measured_once_its_pipeline_is_full():
+    """Equal stages on a free network: J times one device, where nothing is recomputed; J − j graphs and J − 1 − j copies."""
+    model = nn.Sequential(*tower(16), nn.Linear(64, 2))
+    rules = ("backprop", "pipedream", "pipedream-2bw", "petra(keep=graph)", "petra")
+    plan = planned(model=Cuts(model, X), credit=rules, consensus=("independent",), batch=64)
+    row = {rule: row_of(plan, rule, 4, 4 if "2bw" in rule else 1) for rule in rules}
+    stages = costs(4, model=model, heads=False).stages
+    slowest = max(stage.of(("forward", "head-forward", "backward", "update"), 64) for stage in stages)
+    assert row["pipedream"].samples_per_second == pytest.approx(64 / slowest, rel=0.01)
+    assert row["pipedream"].bound == "computing" and row["pipedream"].utilisation > 0.9
+    assert row["petra(keep=graph)"].samples_per_second == pytest.approx(64 / slowest, rel=0.01)
+    again = max(stage.of(("forward", "forward", "backward", "update"), 64) for stage in stages[:-1])
+    assert row["petra"].samples_per_second == pytest.approx(64 / again, rel=0.01)
+    assert [row[rule].delay for rule in rules] == [0, 3, 1, 6, 6]
+    assert row["pipedream-2bw"].accumulate == 4 and not any(row[rule].exact for rule in rules[1:])
+    boundary = stages[0].profile.boundary(64)
+    assert row["pipedream"].bytes_up == row["pipedream"].bytes_down == boundary
+    assert (row["petra"].bytes_up, row["petra"].bytes_down) == (boundary, 2 * boundary)
+    first = stages[0]
+    assert row["pipedream"].peaks[0] >= first.held + 3 * first.profile.trained + 4 * first.profile.kept.at(64)
+    assert row["petra"].peaks[0] < row["petra(keep=graph)"].peaks[0]
+    assert row["petra"].accuracy.endswith("nothing here is reversible, so it keeps inputs")
+
+
+def test_petra_is_taken_at_its_word_where_a_stage_is_reversible():
+    def block() -> nn.Module:
+        return ul.reversible.Coupling(nn.Sequential(nn.Linear(32, 32), nn.Tanh()))
+
+    model = nn.Sequential(*(block() for _ in range(8)), nn.Linear(64, 4))
+    plan = planned(2, model=Cuts(model, X), credit=("petra", "petra(keep=input)"), consensus=("independent",))
+    nothing, inputs = (row_of(plan, rule, 2) for rule in ("petra", "petra(keep=input)"))
+    assert "reversible" not in nothing.accuracy and nothing.peaks[0] < inputs.peaks[0]
+
+
 def test_every_rule_has_a_word_about_its_accuracy():
     for kind in (*ul.credit.ALL, *ul.consensus.ALL):
         known = ACCURACY[kind.name]
@@ -436,7 +470,7 @@ def test_what_was_not_given_is_said_to_be_assumed():
         (lambda: planned(accumulate=30), "cannot be split into 30 micro-batches"),
         (lambda: planned(objective="speed"), "Unknown objective 'speed'"),
         (lambda: planned(optimizer="lion"), "Unknown optimizer 'lion'"),
-        (lambda: planned(credit=("dlg",)), "did you mean 'dgl'"),
+        (lambda: planned(credit=("dgll",)), "did you mean 'dgl'"),
         (lambda: planned(consensus=("wsah",)), "did you mean 'wash'"),
         (lambda: planned(bandwith="1Gbit/s"), "did you mean 'bandwidth'"),
         (lambda: planned(memory=16), "must be a text with a unit"),

@@ -115,10 +115,10 @@ def test_damaged_and_foreign_checkpoints_are_refused_in_sentences(tmp_path):
     with pytest.raises(BadCheckpoint, match=r"stage-1.safetensors cannot be read .*damaged"):
         ul.Trainer.resume(tmp_path / "run")
     shard.write_bytes(whole)
-    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"format": 1', '"format": 99'))
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(BadCheckpoint, match="format 99"):
         ul.Trainer.resume(tmp_path / "run")
-    (folder / "manifest.json").write_text('{"format": 1, "stages": 3}')
+    (folder / "manifest.json").write_text('{"format": 2, "stages": 3}')
     with pytest.raises(BadCheckpoint, match=r"lacks recipe, credit.* written by another version"):
         ul.Trainer.resume(tmp_path / "run")
     other = trainer(ul.credit.Backprop())

@@ -67,6 +67,24 @@ stage 0  0F0@0 0B0@0|0F1@1 0B1@1|.     .
 stage 1  .     1F0@0 1B0@0|1F1@1 1B1@1|.
 stage 2  .     .     2F0@0 2B0@0|2F1@1 2B1@1|
 """
+ONE_F_ONE_B = """
+         0     1     2     3     4     5     6     7     8     9     10    11
+stage 0  0F0@0 0F1@0 0F2@0 .     .     0B0@0 0F3@0 0B1@0 .     0B2@0 .     0B3@0|
+stage 1  .     1F0@0 1F1@0 .     1B0@0 1F2@0 1B1@0 1F3@0 1B2@0 .     1B3@0|.
+stage 2  .     .     2F0@0 2B0@0 2F1@0 2B1@0 2F2@0 2B2@0 2F3@0 2B3@0|.     .
+"""
+PIPEDREAM = """
+         0     1     2     3     4     5     6     7     8     9     10    11
+stage 0  0F0@0 0F1@0 0F2@0 .     .     0B0@0|0F3@1 0B1@1|0F4@2 0B2@2|.     .
+stage 1  .     1F0@0 1F1@0 .     1B0@0|1F2@1 1B1@1|1F3@2 1B2@2|1F4@3 1B3@3|.
+stage 2  .     .     2F0@0 2B0@0|2F1@1 2B1@1|2F2@2 2B2@2|2F3@3 2B3@3|2F4@4 2B4@4|
+"""
+# a backward runs the forward again, but for the last stage
+PETRA = """
+         0     1     2     3     4     5     6     7     8
+stage 0  0F0@0 0F1@0 0F2@0 0B0@0 -----|0F3@1 0B1@1 -----|.
+stage 1  .     1F0@0 1B0@0|1F1@1 1B1@1|1F2@2 1B2@2|1F3@3 1B3@3|
+"""
 # a tick is half a forward: carrying a gradient down without the weights' own takes that long
 ONE_APART = """
          0     1     2     3     4     5     6     7     8     9     10    11
@@ -93,6 +111,18 @@ def test_backpropagation_is_figure_2_5a() -> None:
 
 def test_gpipe_is_figure_2_5b() -> None:
     same(text_table(simulate(ul.credit.GPipe(4), costs=unit(3), samples=4)), GPIPE)
+
+
+def test_one_f_one_b_is_drained_before_the_update() -> None:
+    same(text_table(simulate(ul.credit.OneFOneB(4), costs=unit(3), samples=4)), ONE_F_ONE_B)
+
+
+def test_pipedream_is_figure_2_5c() -> None:
+    same(text_table(simulate(ul.credit.PipeDream(), costs=unit(3), steps=5)), PIPEDREAM)
+
+
+def test_petra_has_two_hops_in_flight_and_runs_forwards_again() -> None:
+    same(text_table(simulate(ul.credit.PETRA(), costs=unit(2), steps=4)), PETRA)
 
 
 def test_dgl_goes_on_at_once() -> None:
@@ -248,7 +278,37 @@ def test_a_rule_that_updates_in_between_is_late_by_as_much(delay: int) -> None:
     assert found.staleness() == {(0, 0): expected, (0, 1): expected}
 
 
-@pytest.mark.parametrize("row", credits(), ids=name_of)
+@pytest.mark.parametrize("stages", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("credit", "accumulate", "hop"),
+    [
+        (ul.credit.PipeDream(), 1, 1),
+        (ul.credit.PipeDream(keep="input"), 1, 1),
+        (ul.credit.DDG(), 1, 1),
+        (ul.credit.PETRA(), 1, 2),
+        (ul.credit.PETRA(keep="graph"), 1, 2),
+        (ul.credit.PipeDream(), 2, 1),
+        (ul.credit.PETRA(), 3, 2),
+    ],
+    ids=str,
+)
+def test_a_delayed_gradient_is_as_late_as_its_rule_says(credit: Credit, accumulate: int, hop: int, stages: int) -> None:
+    """hop · (J − 1 − j) micro-batches; in updates of k of them, rounded up for some and down for the others."""
+    found = simulate(credit, costs=unit(stages), steps=20, accumulate=accumulate)
+    for (_, j), late in found.staleness().items():
+        turns = hop * (stages - 1 - j)
+        assert {tau for update in late[-3:] for tau in update} == {
+            (turns + part) // accumulate for part in range(accumulate)
+        }
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_two_versions_make_every_gradient_one_update_late(stages: int) -> None:
+    found = simulate(ul.credit.PipeDream2BW(), costs=unit(stages), steps=6, accumulate=4)
+    assert all(update == [int(t > 0)] * 4 for late in found.staleness().values() for t, update in enumerate(late))
+
+
+@pytest.mark.parametrize("row", [row for row in credits() if "delayed" not in row.laws], ids=name_of)
 def test_no_gradient_of_a_synchronous_rule_is_late(row: Any) -> None:
     session = trainer(row.make(), stages=3, replicas=2, consensus=ul.consensus.WASH(p=0.3))
     updates = 0
@@ -455,6 +515,27 @@ def test_the_command_takes_a_cost_file(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 @pytest.mark.parametrize(
+    ("words", "times"),
+    [
+        ("--credit pipedream", 4.0),
+        ("--credit pipedream-2bw --accumulate 4", 4.0),
+        ("--credit petra", 8 / 3),
+        ("--credit petra --backward 2", 3.0),
+        ("--credit petra(keep=graph)", 4.0),
+    ],
+)
+def test_the_command_says_how_much_faster_a_full_pipeline_is(
+    capsys: pytest.CaptureFixture[str], words: str, times: float
+) -> None:
+    """J(F + B) against F + B, and 2F + B where forwards are run again."""
+    full = run(capsys, *words.split(), "--stages", "4", "--steps", "2")["full"]
+    assert full["backprop"] / full["seconds_per_step"] == pytest.approx(times)
+    assert main(["timeline", *words.split(), "--stages", "4"]) == 0
+    assert f"{times:.3g} times as fast" in capsys.readouterr().out
+    assert run(capsys, "--credit", "gpipe")["full"] is None
+
+
+@pytest.mark.parametrize(
     "words, sentence",
     [
         ("--stages 0", "--stages 0 is not possible"),
@@ -495,7 +576,7 @@ def test_the_page_is_what_the_command_draws(tmp_path: Path) -> None:
     page = module.redraw(tmp_path)
     assert page == (ROOT / "docs" / "timelines.md").read_text()
     drawn = sorted(file.name for file in tmp_path.iterdir())
-    assert drawn == sorted(file.name for file in place.glob("*.svg")) and len(drawn) >= 6
+    assert drawn == sorted(re.findall(r"\(figures/([\w-]+\.svg)\)", page)) and len(drawn) >= 9
     for name in drawn:
         assert f"(figures/{name})" in page
         kept, made = (folder.joinpath(name).read_text() for folder in (place, tmp_path))

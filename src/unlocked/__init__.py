@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import callbacks, consensus, credit, data, heads, losses, models, simulation, worlds
+    from . import callbacks, consensus, credit, data, heads, losses, mitigation, models, simulation, worlds
     from .allocator import keep_freed_memory
     from .chain import Chain, Stage
     from .cutting import cut
@@ -42,6 +42,7 @@ __all__ = [
     "heads",
     "keep_freed_memory",
     "losses",
+    "mitigation",
     "models",
     "plan",
     "simulation",

@@ -30,7 +30,15 @@ def micro_batches(x: Tensor, y: Tensor, count: int, first: int, phase: int) -> I
     samples = len(x)
     parts = zip(x.tensor_split(count), y.tensor_split(count)) if count > 1 else [(x, y)]
     for k, (x_part, y_part) in enumerate(parts):
-        yield Batch(x_part, y_part, first + k, len(x_part) / samples, phase)
+        yield Batch(own_memory(x_part), own_memory(y_part), first + k, len(x_part) / samples, phase)
+
+
+def own_memory(x: Tensor) -> Tensor:
+    """`x`, copied if it is a part of something larger: where its memory begins may decide the last bit of a product, and
+    what is kept for later should not keep the rest."""
+    if not isinstance(x, Tensor) or x.is_meta or x.untyped_storage().nbytes() == x.numel() * x.element_size():
+        return x
+    return x.clone()
 
 
 def one_per_replica(

@@ -99,7 +99,7 @@ def _input(command: commands.Calibrate) -> tuple[tuple[int, ...], bool, int]:
         train, _ = data.load(command.data)
         sample = train.samples(torch.arange(1))[0]
         return tuple(train.input_shape), not sample.is_floating_point(), train.classes
-    return shape_of(command.input or ""), command.model == "gpt", command.classes
+    return shape_of(command.input or ""), command.model in models.TEXT, command.classes
 
 
 def shape_of(text: str) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from .errors import BadCheckpoint
 from .sharding import put
 
-FORMAT = 1
+FORMAT = 2
 _KEEP = 2
 
 

@@ -22,6 +22,8 @@ class Train(Options, ClusterOptions):
     """Credit rule, e.g. dgl or "dgl(head=mlp,budget=0.2)"; see unlocked methods."""
     consensus: str = "independent"
     """Consensus rule among the replicas, e.g. "wash(p=0.001)"."""
+    mitigation: str | None = None
+    """What is done about delayed gradients, e.g. gap-aware or "delay-compensation(lam=0.1)"; see unlocked methods."""
     replicas: int = 1
     """Number of replicas N."""
     seed: int = 0
@@ -52,7 +54,7 @@ class Compare(Options, ClusterOptions):
     """Race several methods on the same data from the same weights, over several seeds."""
 
     methods: tuple[str, ...] = MAIN_JOB
-    """Methods as credit[/consensus][@replicas]; J is the number of stages."""
+    """Methods as credit[+mitigation][/consensus][@replicas]; J is the number of stages."""
     seeds: int = 3
     """Number of seeds, 0, 1, …"""
     jobs: int | None = None

@@ -13,7 +13,7 @@ import torch
 from . import models
 from .cutting import Balance
 from .errors import InvalidChoice, choose
-from .method_names import Method, OfStages, make_consensus, make_credit, parse_method, value
+from .method_names import Method, OfStages, make_consensus, make_credit, make_mitigation, parse_method, value
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -29,7 +29,7 @@ class Options:
     data: str = "digits"
     """Data: digits, parquet:DIR, folder:DIR or text:FILE."""
     model: str = "cnn"
-    """Network: cnn, mlp, gpt, resnet18, resnet32, resnet50, vgg6a or vgg8b."""
+    """Network: cnn, mlp, gpt, vit, resnet18, -32, -34, -50, vgg6a, vgg8b; revgpt, revvit, revresnet18, -34, -50."""
     width: float | None = None
     """Width of the network, if it has one (a factor for resnet and vgg)."""
     depth: int | None = None
@@ -78,7 +78,8 @@ class Options:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, nothing left open; `credit` and `consensus` are texts of method_names.py. Saved as RUN/config.json."""
+    """One run, nothing left open; `credit`, `consensus` and `mitigation` are texts of method_names.py. Saved as
+    RUN/config.json."""
 
     data: str
     model: str
@@ -106,12 +107,14 @@ class RunConfig:
     validate_every: int
     threads: int
     device: str
+    mitigation: str | None = None
     cluster: dict[str, Any] | None = None  # of a simulated run: how it was described (simulation/options.py)
 
     @property
     def method(self) -> Method:
-        """Credit, consensus and replicas."""
-        return parse_method(f"{self.credit}/{self.consensus}@{self.replicas}")
+        """Credit, consensus, replicas and mitigation."""
+        mitigation = "" if self.mitigation is None else f"+{self.mitigation}"
+        return parse_method(f"{self.credit}{mitigation}/{self.consensus}@{self.replicas}")
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
@@ -134,12 +137,14 @@ def resolve(
     _check_numbers(options)
     make_credit(method.credit, options.stages)
     make_consensus(method.consensus, options.stages)
+    make_mitigation(method.mitigation, options.stages)
     shared = {name: getattr(options, name) for name in _UNCHANGED}
     return RunConfig(
         **shared,
         model_options=resolve_model(options),
         credit=str(method.credit),
         consensus=str(method.consensus),
+        mitigation=None if method.mitigation is None else str(method.mitigation),
         replicas=method.replicas,
         seed=seed,
         lr=_RATES[options.optimizer] if options.lr is None else options.lr,

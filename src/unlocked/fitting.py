@@ -12,7 +12,7 @@ from .callbacks import Callback
 from .errors import InvalidChoice, LostProcess
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
-from .probes.step import Record, live_peak, merged, metered_update
+from .probes.step import Metering, live_peak, merged
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -36,7 +36,7 @@ class Fitting:
 
     def __init__(self, trainer: Trainer, plan: Plan) -> None:
         self._trainer, self._plan = trainer, plan
-        self._metered: list[Record] = []  # updates of this phase, of this process
+        self._metering = Metering(trainer)  # of this phase, of this process
         self._settle()
         self._total = plan.epochs * trainer.credit.phases(trainer.stages)
 
@@ -112,6 +112,7 @@ class Fitting:
         for shares in self._streams():
             interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended
             self._step(shares)
+        self._drain()
         trainer.epoch, trainer.batch_in_epoch = trainer.epoch + 1, 0
         self._step_schedules()
         record = self._close_books()
@@ -152,27 +153,39 @@ class Fitting:
         for callback in self._plan.callbacks:
             callback.on_step(trainer, record)
 
+    def _drain(self) -> None:
+        """Empty the pipeline of a delayed rule, if it wants that at the end of this epoch."""
+        trainer = self._trainer
+        if not trainer.credit.drains(last=trainer.epoch + 1 == self._total):
+            return
+        begin = trainer.world.clock()
+        trainer.drain()
+        seconds = trainer.world.clock() - begin
+        trainer.elapsed += seconds
+        trainer.book.seconds += seconds
+
     def _to_be_metered(self) -> bool:
-        """The first two updates of a phase are: an optimizer makes its state in the first, so the second is worth keeping."""
+        """The first updates of a phase are, until one is worth keeping."""
         known = any(record["phase"] == self._trainer.phase for record in self._trainer.memory)
-        return not known and len(self._metered) < 2
+        return not known and len(self._metering.records) < self._metering.wanted
 
     def _metered_step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
         """A step under the meters of memory; its values are the same."""
-        trainer = self._trainer
-        losses, saved, record = metered_update(trainer, shares)
-        self._metered.append(record)
+        trainer, saved = self._trainer, self._metering.saved
+        losses = self._metering.update(shares)
         if saved.peak > (trainer.activation_peak or 0):
             trainer.activation_peak, trainer.activation_curve = saved.peak, saved.curve
         return losses
 
     def _share_memory(self) -> None:
-        """What the meters said, of all processes, which have all metered the same updates; once there are two."""
-        trainer = self._trainer
+        """What the meters said last, of all processes, which have all metered the same updates; once that is worth keeping."""
+        trainer, records = self._trainer, self._metering.records
         last_of_phase = trainer.epoch % self._plan.epochs == 0
-        if len(self._metered) == 2 or (self._metered and last_of_phase):
-            trainer.memory = [*trainer.memory, *merged(trainer.crew.share(self._metered[-1:]))]
-            self._metered = []
+        # a pipeline that was emptied will be as full again at the end of the next epoch, not fuller
+        emptied = len(records) >= 2 and trainer.credit.drains(last=last_of_phase)
+        if len(records) >= self._metering.wanted or (records and (last_of_phase or emptied)):
+            trainer.memory = [*trainer.memory, *merged(trainer.crew.share(records[-1:]))]
+            self._metering = Metering(trainer)
 
     def _step_schedules(self) -> None:
         trainer = self._trainer

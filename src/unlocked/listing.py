@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from . import consensus, credit
+from . import consensus, credit, mitigation
 from .method_names import parameters, show
 
 _FIRST = ("name", "title", "source", "parameters")
@@ -25,8 +25,12 @@ _HEADINGS = {"up": "bytes up", "down": "bytes down", "bytes": "bytes per update"
 
 
 def rules() -> dict[str, list[dict[str, Any]]]:
-    """All credit and consensus rules: name, declared properties, parameters with their defaults."""
-    return {"credit": _declared(credit.ALL), "consensus": _declared(consensus.ALL)}
+    """All credit and consensus rules and mitigations: name, declared properties, parameters with their defaults."""
+    return {
+        "credit": _declared(credit.ALL),
+        "consensus": _declared(consensus.ALL),
+        "mitigation": _declared(mitigation.ALL),
+    }
 
 
 def _declared(kinds: Iterable[Any]) -> list[dict[str, Any]]:

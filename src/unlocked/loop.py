@@ -43,8 +43,7 @@ class EpochBook:
     sent: dict[str, int] = field(default_factory=dict)
 
     def sent_in(self, timeline: Timeline) -> None:
-        """What an update sent."""
-        self.updates += 1
+        """What an update, or the emptying of a pipeline, sent."""
         self.traffic = dict(Counter(self.traffic) + _traffic(timeline))
         self.sent = dict(Counter(self.sent) + Counter(timeline.bytes_sent()))
 

@@ -24,6 +24,7 @@ def fingerprint(trainer: Trainer, chain: Chain) -> dict[str, Any]:
     return {
         "credit": repr(trainer.credit),
         "consensus": repr(trainer.consensus),
+        "mitigation": repr(trainer.mitigation),
         "clip": trainer.clip,
         "accumulate": trainer.accumulate,
         "precision": trainer.precision,

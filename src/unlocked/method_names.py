@@ -1,4 +1,4 @@
-"""Methods as short texts: `credit[/consensus][@replicas]`, as in `dgl(head=mlp)/wash(p=0.001)@3`.
+"""Methods as short texts: `credit[+mitigation][/consensus][@replicas]`, as in `dgl(head=mlp)/wash(p=0.001)@3`.
 
 A rule is its name, and in brackets the parameters that differ from their defaults. A value is a Python literal, a bare
 word (text), or an expression of the number of stages J: `J`, `J-1`, `J+1`, `J//2`. Nothing is ever evaluated as code.
@@ -17,12 +17,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from . import consensus as consensus_rules
 from . import credit as credit_rules
+from . import mitigation as mitigations
 from .consensus import Consensus
 from .credit import Credit
 from .errors import InvalidChoice, choose
 from .heads.budget import HEADS
+from .mitigation import Mitigation
 
-_FORM = re.compile(r"(?P<name>[A-Za-z][\w-]*)\s*(?:\((?P<inside>.*)\))?", re.DOTALL)
+_FORM = re.compile(r"(?P<name>[A-Za-z0-9][\w-]*)\s*(?:\((?P<inside>.*)\))?", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*(?:-[A-Za-z_]\w*)*", re.ASCII)
 _PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)  # a quoted text, or one letter
 _STAGES = re.compile(r"J(?:\s*(?P<sign>-|\+|//)\s*(?P<number>\d+))?")
@@ -59,20 +61,23 @@ class Call:
 
 @dataclass(frozen=True)
 class Method:
-    """Credit, consensus, replicas; `str` is the text that parses back to it, `slug` the same as a folder's name."""
+    """Credit, consensus, replicas, mitigation; `str` is the text that parses back to it, `slug` the same as a folder's name."""
 
     credit: Call
     consensus: Call = Call("independent")
     replicas: int = 1
+    mitigation: Call | None = None
 
     def __str__(self) -> str:
         consensus = "" if self.consensus == Call("independent") else f"/{self.consensus}"
-        return f"{self.credit}{consensus}" + (f"@{self.replicas}" if self.replicas > 1 else "")
+        mitigation = "" if self.mitigation is None else f"+{self.mitigation}"
+        return f"{self.credit}{mitigation}{consensus}" + (f"@{self.replicas}" if self.replicas > 1 else "")
 
     @property
     def slug(self) -> str:
         """`dgl(head=mlp)/wash(p=0.001)@3` → `dgl-head-mlp--wash-p-0.001--x3`."""
-        calls = [self.credit] if self.consensus == Call("independent") else [self.credit, self.consensus]
+        calls = [self.credit, *([] if self.mitigation is None else [self.mitigation])]
+        calls += [] if self.consensus == Call("independent") else [self.consensus]
         parts = [re.sub(r"[^\w.+-]", "-", str(call)).rstrip("-") for call in calls]
         return "--".join([*parts, f"x{self.replicas}"] if self.replicas > 1 else parts)
 
@@ -138,19 +143,28 @@ def parse_call(text: str) -> Call:
 
 
 def parse_method(text: str) -> Method:
-    """`credit[/consensus][@replicas]`. Raises InvalidChoice for texts of another form and unknown rules."""
+    """`credit[+mitigation][/consensus][@replicas]`. Raises InvalidChoice for texts of another form and unknown rules."""
     calls, replicas = text.strip(), 1
     counted = re.fullmatch(r"(.*)@\s*(\d+)", calls, re.DOTALL)
     if counted:
         calls, replicas = counted[1], int(counted[2])
     first, *more = _outside_brackets(calls, "/")
-    if len(more) > 1 or replicas < 1 or not all([first.strip(), *(part.strip() for part in more)]):
+    first, *mitigated = _outside_brackets(first, "+")
+    given = [first, *more, *mitigated]
+    if len(more) > 1 or len(mitigated) > 1 or replicas < 1 or not all(part.strip() for part in given):
         raise InvalidChoice(
             f"{text!r} is no method; write credit, credit/consensus or credit/consensus@replicas, e.g. dgl/wash(p=0.001)@3."
         )
-    method = Method(parse_call(first), parse_call(more[0]) if more else Call("independent"), replicas)
+    method = Method(
+        parse_call(first),
+        parse_call(more[0]) if more else Call("independent"),
+        replicas,
+        parse_call(mitigated[0]) if mitigated else None,
+    )
     choose("credit rule", method.credit.name, _names(credit_rules.ALL))
     choose("consensus rule", method.consensus.name, _names(consensus_rules.ALL))
+    if method.mitigation is not None:
+        choose("mitigation", method.mitigation.name, _names(mitigations.ALL))
     return method
 
 
@@ -177,6 +191,11 @@ def make_credit(call: Call, stages: int) -> Credit:
 def make_consensus(call: Call, stages: int) -> Consensus:
     """The consensus rule that `call` names, for J = `stages`. Raises InvalidChoice, naming the nearest valid one."""
     return _make("consensus rule", call, consensus_rules.ALL, stages)
+
+
+def make_mitigation(call: Call | None, stages: int) -> Mitigation | None:
+    """The mitigation that `call` names, for J = `stages`. Raises InvalidChoice, naming the nearest valid one."""
+    return None if call is None else _make("mitigation", call, mitigations.ALL, stages)
 
 
 def parameters(kind: type) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -17,3 +19,48 @@ def modes_kept(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+_PARTS: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """All modules inside, itself included, found once: of a stage, which keeps its make."""
+    if module not in _PARTS:
+        _PARTS[module] = list(module.modules())
+    return _PARTS[module]
+
+
+@contextlib.contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """A second run of a forward inside changes no buffer: statistics are those of the first one.
+
+    A BatchNorm in training mode uses its batch's statistics and leaves its running ones alone. Other buffers are put back.
+    """
+    parts = parts_of(module)
+    tracked = [
+        part
+        for part in parts
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and part.track_running_stats
+    ]
+    others = [part for part in parts if part._buffers and not isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    for part in tracked:
+        part.track_running_stats = False
+    try:
+        with buffers_kept([x for part in others for x in part._buffers.values() if x is not None]):
+            yield
+    finally:
+        for part in tracked:
+            part.track_running_stats = True
+
+
+@contextlib.contextmanager
+def buffers_kept(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Whatever happens inside, the buffers are afterwards what they were."""
+    before = [(x, x.clone()) for x in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for x, old in before:
+                x.copy_(old)

@@ -52,6 +52,7 @@ class Shards:
         for wrong, reason in (
             (heads, f"{method}'s heads belong to the stages they were made for"),
             (len(state["param_groups"]) > 1, "the optimizer has several groups of parameters per stage"),
+            (_in_flight(here["in_flight"]), f"{method} had micro-batches in flight when it was saved"),
             (here["version"] != first["version"], "the stages have not been updated equally often"),
         ):
             if wrong:
@@ -67,6 +68,12 @@ class Shards:
         entries = {name: self.entries[name] for name in parameters if name in self.entries}
         group = {**self.group, "params": list(range(len(parameters)))}
         return {name: self.tensors[name] for name in names}, {"state": entries, "param_groups": [group]}
+
+
+def _in_flight(packed: Any) -> bool:
+    """Whether a worker's state of what is in flight (as packed by checkpoint.py) holds anything."""
+    known = dict(packed["map"])
+    return bool(known["queue"] or known["pending"] or known["standing"] is not None)
 
 
 def rename_losses(losses: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:

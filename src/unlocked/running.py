@@ -22,7 +22,7 @@ from .cutting import cut
 from .data import Data
 from .errors import InvalidChoice
 from .merging import recorded_steps
-from .method_names import make_consensus, make_credit
+from .method_names import make_consensus, make_credit, make_mitigation
 from .rng import seed_of
 from .run_files import (
     alone_in,
@@ -83,6 +83,7 @@ def make_trainer(config: RunConfig, train: Data, world: World | None = None) -> 
         accumulate=config.accumulate,
         precision=config.precision,
         batchnorm=config.batchnorm,
+        mitigation=make_mitigation(config.method.mitigation, config.stages),
         device=config.device,
     )
 
@@ -133,7 +134,10 @@ def _predicted(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
     from .probes.predicted import predicted  # late: torch's fake tensors take a while to load
 
     try:
-        return predicted(trainer, recorded_steps(trainer)[-1], samples)
+        steps = recorded_steps(trainer)
+        # what is in flight comes from steps before, so their acts belong to it
+        record = Timeline(act for step in steps for act in step) if trainer.credit.crossing else steps[-1]
+        return predicted(trainer, record, samples)
     except Exception:  # a network may do anything; a prediction that cannot be made must not end the training
         return []
 

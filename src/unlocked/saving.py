@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import consensus, credit
+from . import consensus, credit, mitigation
 from .chain import Chain
 from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, shard_name, unpack
 from .cluster import Crew
 from .consensus.base import Weights
 from .cutting import from_recipe_of_chain
+from .delays import load_in_flight, state_in_flight
 from .errors import BadCheckpoint
-from .loop import EpochBook
+from .loop import EpochBook, random_state_kept
 from .recutting import Shards, rename_losses
 from .recutting import cut_anew as cut_chain_anew
 from .restore import (
@@ -42,6 +43,7 @@ _MANIFEST = (
     "stages",
     "credit",
     "consensus",
+    "mitigation",
     "optimizer",
     "schedule",
     "options",
@@ -68,6 +70,7 @@ def save_state(trainer: Trainer, path: str | Path) -> Path:
     Each writes the shards of its own workers; the chief writes the manifest and commits when all have written.
     """
     crew = trainer.crew
+    trainer.collect()
     book = trainer.book.share(crew)
     if crew.chief:
         with Writer(path, trainer.steps) as writer:
@@ -118,6 +121,7 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
             "stages": len(chain),
             "credit": describe_method(trainer.credit),
             "consensus": describe_method(trainer.consensus),
+            "mitigation": None if trainer.mitigation is None else describe_method(trainer.mitigation),
             "optimizer": optimizer,
             "schedule": describe_schedule(first.scheduler),
             "options": {name: getattr(trainer, name) for name in _OPTIONS},
@@ -147,6 +151,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         consensus=given["consensus"] or restore_method(manifest["consensus"], consensus.ALL, "consensus"),
         optimizer=given["optimizer"] or restore_optimizer(unpack(manifest["optimizer"], defaults)),
         schedule=given["schedule"] or restore_schedule(manifest["schedule"]),
+        mitigation=_mitigation(manifest["mitigation"]),
         world=given["world"],
         device=given["device"],
         **manifest["options"],
@@ -159,7 +164,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
             shards[replica] = shards.get(replica) or Shards(reader, replica)
             _load_cut_anew(weights, shards[replica])
         else:
-            _load_shard(weights, reader)
+            _load_shard(trainer, weights, reader)
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
     if cut_anew:
@@ -174,6 +179,10 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         trainer.world.restore(manifest["clock"])
     trainer.last_checkpoint = reader.path
     return trainer
+
+
+def _mitigation(described: Any) -> Any:
+    return None if described is None else restore_method(described, mitigation.ALL, "mitigation")
 
 
 def stage_tensors(chain: Chain, j: int) -> dict[str, Tensor]:
@@ -199,6 +208,7 @@ def _shard(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "parameters": names,
         "optimizer": pack(state, "optimizer", tensors),
         "scheduler": None if scheduler is None else pack(scheduler.state_dict(), "scheduler", tensors),
+        "in_flight": pack(state_in_flight(weights), "in flight", tensors),
     }
     return tensors, described
 
@@ -209,7 +219,7 @@ def _parameter_names(tensors: Mapping[str, Tensor], weights: Weights) -> list[st
     return [known[id(x)] for group in weights.store.optimizer.param_groups for x in group["params"]]
 
 
-def _load_shard(weights: Weights, reader: Reader) -> None:
+def _load_shard(trainer: Trainer, weights: Weights, reader: Reader) -> None:
     name = shard_name(*weights.worker.place)
     tensors, described = reader.tensors(name), reader.json(name)
     mine = stage_tensors(weights.chain, weights.worker.stage)
@@ -218,6 +228,9 @@ def _load_shard(weights: Weights, reader: Reader) -> None:
     _put_back_optimizer(weights, mine, unpack(described["optimizer"], tensors))
     if weights.store.scheduler is not None and described["scheduler"] is not None:
         weights.store.scheduler.load_state_dict(unpack(described["scheduler"], tensors))
+    with random_state_kept(trainer.device):
+        same = describe_method(trainer.credit) == reader.manifest["credit"]
+        load_in_flight(trainer.credit, weights.stage, weights, unpack(described["in_flight"], tensors), same)
 
 
 @torch.no_grad()

@@ -17,22 +17,24 @@ from . import consensus as consensus_rules
 from . import credit as credit_rules
 from .batch import Batch, micro_batches, one_per_replica
 from .callbacks import Callback
-from .chain import Chain
+from .chain import Chain, Stage
 from .consensus.base import BatchNormPolicy, Clock, OptimizerFactory, ScheduleFactory, Store, Weights
 from .consensus.base import Consensus as ConsensusRule
 from .credit.base import Credit as CreditRule
 from .credit.base import refuse_non_finite
 from .data import as_data
+from .delays import check_delays
 from .errors import InvalidChoice, LostProcess, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate
 from .fitting import Fitting, Plan
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
 from .merging import fingerprint, fingerprint_of_updates
+from .mitigation import Mitigation
 from .rng import seed_of
 from .saving import load_state, save_state
 from .timeline import Timeline
 from .worker import Worker
-from .worlds import Distributed, InProcess, World
+from .worlds import Distributed, InProcess, Simulated, World
 
 
 class Trainer:
@@ -53,6 +55,7 @@ class Trainer:
         precision: "float32" (the parameters' own type) or "bf16" (autocast).
         batchnorm: statistics of replicas: "local" (each keeps its own; the averaged network gets their mean), "average"
             (averaged after every update), "refresh" (as local, but the averaged network's are estimated anew from data).
+        mitigation: what is done about gradients of weights that have been updated since (`ul.mitigation`), or None.
         device: where to train; default: where the chain is.
 
     Attributes: `chains` (one per replica), `timeline` (of the latest step), `steps`, `epoch`, `phase`, `heads` (what heads
@@ -83,6 +86,7 @@ class Trainer:
         accumulate: int = 1,
         precision: Literal["float32", "bf16"] = "float32",
         batchnorm: BatchNormPolicy = "local",
+        mitigation: Mitigation | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         _check_arguments(chain, replicas, accumulate, clip)
@@ -93,7 +97,7 @@ class Trainer:
         self.consensus = consensus if consensus is not None else consensus_rules.Independent()
         self.replicas, self.seed = replicas, seed
         self.clip, self.accumulate, self.precision = clip, accumulate, precision
-        self.batchnorm, self.schedule_every = batchnorm, schedule_every
+        self.batchnorm, self.schedule_every, self.mitigation = batchnorm, schedule_every, mitigation
         self.world: World = world if world is not None else InProcess()
         self.crew = self.world.crew
         self.device = torch.device(device) if device is not None else _device_of(chain)
@@ -105,6 +109,10 @@ class Trainer:
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
         _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
+        check_delays(self.credit, self.consensus, self.precision, mitigation)
+        self.world.crossing = self.credit.crossing
+        if isinstance(self.world, Simulated):
+            self.world.credit = self.credit
         self.workers: list[Worker] = self.world.mesh(replicas, self.stages, seed, self._context(), self.device, chain)
         if self.crew.size > 1:
             self.crew.agree(fingerprint(self, chain), "the trainer")
@@ -163,8 +171,12 @@ class Trainer:
                     f"{type(part).__name__} wants to be called with a loss, which stages that learn side by side do not "
                     "share; give an optimizer and a schedule that step by themselves."
                 )
-        overlap = self.credit.one_backward
-        store = Store(made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm, overlap)
+        overlap = (
+            self.credit.one_backward and self.mitigation is None
+        )  # a mitigated gradient is complete after its backward
+        store = Store(
+            made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm, overlap, self.mitigation
+        )
         return self.consensus.weights(worker, chain, store, self.seed)
 
     # ---- one step --------------------------------------------------------------------------------------------------
@@ -188,20 +200,47 @@ class Trainer:
         }
         for worker in self.workers:
             worker.losses.clear()
-        programs = [self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)]
+        self.timeline = self._run([self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)])
+        self.steps += 1
+        self.book.updates += 1
+        self.book.sent_in(self.timeline)
+        self.recent.append(self.timeline)
+        return self._losses()
+
+    def drain(self) -> Timeline:
+        """Give all micro-batches in flight their backward, so that every stage has made all its updates; what was done.
+
+        Only rules with delayed gradients have any. `fit` does it at the end of every epoch (or of training, as the rule
+        says); after steps by hand it is yours to call. The pipeline then fills anew, which is part of the training like
+        any other step.
+        """
+        if not self.credit.crossing:
+            return Timeline()
+        self._train_mode()
+        self.world.crossing = frozenset()  # nothing may be left over
+        try:
+            emptied = self._run([(w, self.credit.empty(w, *self._stage(k))) for k, w in enumerate(self.workers)])
+        finally:
+            self.world.crossing = self.credit.crossing
+        self.book.sent_in(emptied)
+        return emptied
+
+    def collect(self) -> None:
+        """Take the messages that are under way into the state of the workers, so that it can be saved."""
+        if self.credit.crossing:
+            programs = [(worker, self.credit.collect(worker, self.weights[k])) for k, worker in enumerate(self.workers)]
+            self._run(programs, charged=False)
+
+    def _run(self, programs: list[tuple[Worker, Any]], charged: bool = True) -> Timeline:
         try:
             with random_state_kept(self.device):
-                self.timeline = self.world.run(programs)
+                return self.world.run(programs, charged)
         except LostProcess as lost:
             raise self.located(lost) from lost
         except BaseException:
             for weights in self.weights:
                 weights.forget()
             raise
-        self.steps += 1
-        self.book.sent_in(self.timeline)
-        self.recent.append(self.timeline)
-        return self._losses()
 
     def located(self, lost: LostProcess) -> LostProcess:
         """The sentence, and from where to go on."""
@@ -217,8 +256,13 @@ class Trainer:
         return located
 
     def _program(self, worker: Worker, k: int, batches: list[Batch]) -> tuple[Worker, Any]:
-        stage = self.chains[worker.replica][worker.stage]
-        return worker, self.credit.run(worker, stage, batches, self.weights[k])
+        stage, weights = self._stage(k)
+        return worker, self.credit.run(worker, stage, batches, weights)
+
+    def _stage(self, k: int) -> tuple[Stage, Weights]:
+        """What the k-th worker here works on."""
+        worker = self.workers[k]
+        return self.chains[worker.replica][worker.stage], self.weights[k]
 
     def _losses(self) -> dict[str, float]:
         losses = {}

@@ -80,9 +80,10 @@ class Timeline:
         return dict(sent)
 
     def messages(self) -> list[tuple[Act, Act]]:
-        """Each S with the R that took its message: the k-th with the k-th of (source, target, channel).
+        """Each S with the R that took its message: the k-th with the k-th of (source, target, channel, micro-batch).
 
-        Where more was taken than sent, the first to be taken were sent before the record began and are left out.
+        A message between different micro-batches is matched by its turn on the channel: the k-th with the k-th. What was
+        sent before the record began, or is taken after its end, is left out.
         """
         sent: dict[tuple, list[Act]] = defaultdict(list)
         taken: dict[tuple, list[Act]] = defaultdict(list)
@@ -91,7 +92,7 @@ class Timeline:
                 sent[((act.replica, act.stage), act.peer, act.channel)].append(act)
             elif act.kind == "R":
                 taken[(act.peer, (act.replica, act.stage), act.channel)].append(act)
-        return [pair for way, row in taken.items() for pair in zip(sent[way], row[max(0, len(row) - len(sent[way])) :])]
+        return [pair for way, row in taken.items() for pair in _matched(sent[way], row)]
 
     def meetings(self) -> list[list[Act]]:
         """The M acts that are one exchange: the k-th of each replica on the same channel of the same stage."""
@@ -221,3 +222,19 @@ class Timeline:
     def from_json(cls, rows: Iterable[dict[str, Any]]) -> Timeline:
         """The inverse of `to_json`."""
         return cls(Act(**{**row, "peer": tuple(row["peer"]) if row.get("peer") else None}) for row in rows)
+
+
+def _matched(sent: list[Act], taken: list[Act]) -> Iterator[tuple[Act, Act]]:
+    """The messages of one channel of one link: each S with its R."""
+    by_number = _by_micro_batch(taken)
+    rows = [(row, by_number[number]) for number, row in _by_micro_batch(sent).items() if number in by_number]
+    for left, came in rows or [(sent, taken)]:
+        # where more was taken than sent, the first to be taken were sent before the record began
+        yield from zip(left, came[max(0, len(came) - len(left)) :])
+
+
+def _by_micro_batch(acts: list[Act]) -> dict[int, list[Act]]:
+    rows: dict[int, list[Act]] = defaultdict(list)
+    for act in acts:
+        rows[act.micro_batch].append(act)
+    return rows

@@ -117,7 +117,7 @@ def _network(command: commands.Timeline) -> tuple[torch.nn.Module, torch.Tensor]
         shape, classes = shape_of(command.input or ""), command.classes
     with torch.device("meta"):
         model = models.build(command.model, input_shape=shape, classes=classes, **resolve_model(command))  # type: ignore[arg-type]
-    kind = torch.int64 if command.model == "gpt" else torch.float32
+    kind = torch.int64 if command.model in models.TEXT else torch.float32
     return model, torch.empty((2, *shape), dtype=kind, device="meta")
 
 

@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from . import commands
+from .credit import Backprop, Credit
 from .drawing import Colours, Lane, common_tick, lane_curves, lanes, text_table
 from .live import in_bytes, in_percent
 from .report.words import several
 from .simulation.memory import Curve, activation_curves
-from .simulation.simulating import simulate
+from .simulation.simulating import seconds_per_update, simulate
 from .timeline import Timeline
 from .timeline_case import Case, case_of
 
 LANES = 32  # more are not printed
 TICKS = 120  # more are not printed
+STEADY = 8  # updates over which a rate is taken
 LEGEND = "2F1@3: stage 2, forward, micro-batch 1, weights after 3 updates; - goes on, . idle, | update."
 
 
@@ -65,20 +67,35 @@ def timeline(command: commands.Timeline, console: Console) -> int:
 
 
 def _simulated(case: Case, command: commands.Timeline) -> Result:
-    found = simulate(
-        case.credit,
+    found = _run(case, command, case.credit, command.steps)
+    rows = lanes(found, case.devices)
+    each = -(-case.samples // case.credit.parts)
+    return Result(found, rows, lane_curves(rows, activation_curves(found, case.costs, each, case.credit)))
+
+
+def _run(case: Case, command: commands.Timeline, credit: Credit, steps: int) -> Timeline:
+    return simulate(
+        credit,
         case.consensus,
         costs=case.costs,
         replicas=command.replicas,
-        steps=command.steps,
+        steps=steps,
         samples=case.samples,
         accumulate=command.accumulate,
         hardware=case.hardware,
         chain=case.chain,
     )
-    rows = lanes(found, case.devices)
-    each = -(-case.samples // case.credit.parts)
-    return Result(found, rows, lane_curves(rows, activation_curves(found, case.costs, each)))
+
+
+def _full(case: Case, command: commands.Timeline) -> dict[str, float] | None:
+    """Seconds per update of a delayed rule whose pipeline is full, and of backprop over the same stages; else None."""
+    filling = case.credit.filling(command.stages, command.accumulate)
+    if not filling:
+        return None
+    rates = []
+    for credit, steps in ((case.credit, filling + 2 * STEADY), (Backprop(), 2 * STEADY)):
+        rates.append(max(seconds_per_update(_run(case, command, credit, steps), STEADY).values()))
+    return {"seconds_per_step": rates[0], "backprop": rates[1]}
 
 
 def _tick(timeline: Timeline) -> float:
@@ -104,6 +121,7 @@ def _facts(case: Case, result: Result, command: commands.Timeline, tick: float) 
         "tick": tick,
         "seconds": found.span(),
         "seconds_per_step": found.span() / command.steps,
+        "full": _full(case, command),
         "bubble": sum(row.idle for row in result.rows) / len(result.rows),
         "staleness": {str(delay): count for delay, count in counts.items()},
         "bytes_per_step": {channel: size / command.steps for channel, size in found.bytes_sent().items()},
@@ -207,8 +225,18 @@ def _lanes_table(result: Result, each: int) -> Table:
 def _lines(facts: dict[str, Any], time: Callable[[float], str]) -> Sequence[str]:
     delays = ", ".join(f"{delay}: {count}" for delay, count in facts["staleness"].items()) or "no updates"
     sent = ", ".join(f"{channel} {in_bytes(size)}" for channel, size in facts["bytes_per_step"].items()) or "nothing"
+    full = facts["full"]
+    once_full = (
+        [
+            f"Once the pipeline is full: {time(full['seconds_per_step'])} per step, backprop over the same stages "
+            f"{time(full['backprop'])}: {full['backprop'] / full['seconds_per_step']:.3g} times as fast."
+        ]
+        if full and full["seconds_per_step"]
+        else []
+    )
     return [
         f"{several(facts['steps'], 'step')} in {time(facts['seconds'])}, {time(facts['seconds_per_step'])} per step.",
+        *once_full,
         f"Bubble (mean idle share): {100 * facts['bubble']:.1f} %.",
         f"Staleness, measured (updates: gradients): {delays}.",
         f"Sent per step: {sent}.",

@@ -128,7 +128,8 @@ def _fresh(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     require_at_least("replicas", command.replicas, 1)
     if command.recut is not None:
         raise InvalidChoice("--recut is for a run that goes on; add --resume RUN, or give --stages.")
-    method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas)
+    mitigation = None if command.mitigation is None else parse_call(command.mitigation)
+    method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas, mitigation)
     cluster = described(command, command.world)
     config = resolve(command, method, command.seed, threads=cores(), cluster=cluster)
     chosen = command.run or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{method.slug}"

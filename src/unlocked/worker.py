@@ -189,8 +189,8 @@ class Worker:
     """One stage of one replica.
 
     Attributes: `replica` i of `replicas.size` N, `stage` j of `stages` J (from 0); `below`, `above`: neighbours in depth;
-    `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `losses`: what `report` was
-    given since the last step.
+    `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `reading`: the version
+    that what runs now computes with, if that need not be the newest; `losses`: what `report` was given since the last step.
     """
 
     def __init__(
@@ -210,6 +210,7 @@ class Worker:
         self.above: Link = Link(self, Place(self.replica, self.stage + 1)) if self.stage < stages - 1 else Sink()
         self.replicas = Group(self, replicas)
         self.version = 0
+        self.reading: int | None = None
         self.losses: list[Tensor] = []
         self._context = context
         self.at(0)
@@ -224,6 +225,11 @@ class Worker:
     def last(self) -> bool:
         """Whether this is the stage with the network's own loss."""
         return self.stage == self.stages - 1
+
+    @property
+    def seen(self) -> int:
+        """The version of the weights to write into the record of a computation."""
+        return self.version if self.reading is None else self.reading
 
     def at(self, micro_batch: int) -> None:
         """Begin a micro-batch: what runs from now on is recorded under it and draws its random numbers."""
@@ -255,6 +261,14 @@ class Worker:
         self._draws += 1
         self._generator.manual_seed(self._draw_seed + self._draws)
         return function(*arguments)
+
+    def random_state(self) -> Tensor:
+        """The state of the random numbers that a computation draws from."""
+        return self._generator.get_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Go on drawing from a state that `random_state` gave."""
+        self._generator.set_state(state.cpu())
 
     async def until(self, when: float) -> None:
         """Wait until this worker's clock, counted in its own gradients, is at `when`."""

@@ -59,7 +59,7 @@ class _Overlapped(Weights):
 
     def _one_more(self, bucket: _Bucket) -> None:
         """A gradient of the bucket is complete; the last one lets the exchange begin."""
-        if self._pending + 1 < self.store.accumulate:
+        if self.pending + 1 < self.store.accumulate:
             return
         bucket.missing -= 1
         if bucket.missing == 0:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..chain import Chain, Stage
+from ..mitigation import Mitigation
+from ..versions import Versions
 from ..worker import Worker
 
 BatchNormPolicy = Literal["local", "average", "refresh"]
@@ -46,6 +48,7 @@ class Store:
     update (`clock="step"`) or by the session after every epoch ("epoch"). accumulate: micro-batches per update.
     clip: largest norm of the stage's gradient, or None. batchnorm: see `Weights.write`. overlap: whether a gradient is
     complete once a backward has reached its parameter (`Credit.one_backward`), so that its exchange may begin at once.
+    mitigation: what is done about gradients of weights that have been updated since, or None.
     """
 
     optimizer: torch.optim.Optimizer
@@ -55,10 +58,14 @@ class Store:
     clip: float | None = None
     batchnorm: BatchNormPolicy = "local"
     overlap: bool = False
+    mitigation: Mitigation | None = None
 
 
 class Weights:
-    """One worker's weights under a consensus rule."""
+    """One worker's weights under a consensus rule.
+
+    `versions`: what they were before updates, for forwards still in flight. `flight`: a delayed rule's work in progress.
+    """
 
     def __init__(self, worker: Worker, chain: Chain, store: Store) -> None:
         self.worker, self.chain, self.store = worker, chain, store
@@ -66,7 +73,12 @@ class Weights:
         self.parameters = [parameter for parameter in self.stage.parameters() if parameter.requires_grad]
         self.statistics = [x for x in batchnorm_statistics(self.stage) if x.is_floating_point()]
         self.writes_shard = True  # False: another worker's shard holds the same
-        self._pending = 0
+        self.versions = Versions(worker, self.stage)
+        self.flight: Any = None
+        self.mitigating = None if store.mitigation is None else store.mitigation.start(store.optimizer, self.versions)
+        if self.mitigating is not None:
+            self.mitigating.shares = store.accumulate
+        self.pending = 0  # micro-batches whose gradients are waiting for the rest of their update
 
     async def read(self) -> None:
         """Before a forward: settle which version of the weights it sees. Here: the one in place."""
@@ -76,10 +88,10 @@ class Weights:
 
         With the policy `batchnorm="average"` the replicas' BatchNorm statistics are averaged after each update.
         """
-        self._pending += 1
-        if self._pending < self.store.accumulate:
+        self.pending += 1
+        if self.pending < self.store.accumulate:
             return
-        self._pending = 0
+        self.pending = 0
         await self.reduce()
         await self.worker.run("U", self.update)
         self.worker.version += 1
@@ -91,9 +103,13 @@ class Weights:
     def update(self) -> None:
         """Clip, step, clear."""
         store = self.store
+        self.versions.before_update()
         if store.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, store.clip)
-        store.optimizer.step()
+        if self.mitigating is None:
+            store.optimizer.step()
+        else:
+            self.mitigating.step()
         if store.scheduler is not None and store.clock == "step":
             store.scheduler.step()
         self._drop_gradients()
@@ -104,7 +120,9 @@ class Weights:
 
     def forget(self) -> None:
         """After a step that failed: drop the micro-batches and gradients it left, so that the next one starts clean."""
-        self._pending = 0
+        self.pending = 0
+        self.flight = None
+        self.versions.forget()
         self._drop_gradients()
 
     def plain_copy(self) -> Stage:

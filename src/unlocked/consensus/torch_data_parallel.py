@@ -61,7 +61,7 @@ class ReducedInBackward(Weights):
     @property
     def completes(self) -> bool:
         """Whether the micro-batch at hand is the last one before the update."""
-        return self._pending + 1 == self.store.accumulate
+        return self.pending + 1 == self.store.accumulate
 
     def plain_copy(self) -> Stage:
         return filled(_SKELETONS[self.stage], self.stage)

@@ -2,23 +2,58 @@
 
 from .backprop import Backprop
 from .base import Credit
+from .ddg import DDG
+from .delayed import Delayed
+from .delayed_gradients import DelayedGradients
 from .dgl import DGL
+from .fdg import FDG
+from .features_replay import FeaturesReplay
 from .gpipe import GPipe
 from .greedy import Greedy
 from .interlocking import Interlocking
+from .one_f_one_b import OneFOneB
+from .petra import PETRA
+from .pipedream import PipeDream
+from .pipedream_2bw import PipeDream2BW
 from .predsim import PredSim
 from .torch_pipelining import TorchGPipe, TorchOneFOneB
 
-ALL: tuple[type[Credit], ...] = (Backprop, GPipe, Greedy, DGL, PredSim, Interlocking, TorchGPipe, TorchOneFOneB)
+ALL: tuple[type[Credit], ...] = (
+    Backprop,
+    GPipe,
+    OneFOneB,
+    Greedy,
+    DGL,
+    PredSim,
+    Interlocking,
+    PipeDream,
+    PipeDream2BW,
+    DelayedGradients,
+    DDG,
+    FeaturesReplay,
+    FDG,
+    PETRA,
+    TorchGPipe,
+    TorchOneFOneB,
+)
 
 __all__ = [
     "ALL",
+    "DDG",
     "DGL",
+    "FDG",
+    "PETRA",
     "Backprop",
     "Credit",
+    "Delayed",
+    "DelayedGradients",
+    "FeaturesReplay",
     "GPipe",
     "Greedy",
     "Interlocking",
+    "OneFOneB",
+    "PipeDream",
+    "PipeDream2BW",
     "PredSim",
     "TorchGPipe",
     "TorchOneFOneB",

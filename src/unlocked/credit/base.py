@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,27 @@ class Properties:
     objective: str  # what a stage's weights minimise
 
 
+What = Literal["graph", "graph+buffers", "graph+weights", "input", "parts"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a stage holds of a micro-batch from its forward to its backward.
+
+    what    "graph"          what autograd keeps
+            "graph+buffers"  the same, with copies of the buffers in it
+            "graph+weights"  the same, with copies of the buffers and of the weights in it
+            "input"          the stage's input; the graph only while the backward runs the forward again
+            "parts"          the inputs of what cannot be reversed; in the backward the graph of one part at a time
+    versions: whether old weights are copied while a micro-batch is in flight that has seen them. crosses: whether
+    micro-batches are in flight between two steps.
+    """
+
+    what: What = "graph"
+    versions: bool = False
+    crosses: bool = False
+
+
 class Credit(ABC):
     """How a stage gets its gradient. Subclasses are frozen dataclasses: their fields are the rule's parameters."""
 
@@ -60,9 +81,32 @@ class Credit(ABC):
         """The program of one worker for a row of micro-batches."""
 
     @property
+    def crossing(self) -> frozenset[str]:
+        """Channels whose messages may be under way between two steps; rules that finish every step have none."""
+        return frozenset()
+
+    @property
     def parts(self) -> int:
         """Into how many micro-batches of its own the rule splits each one it is given."""
         return 1
+
+    def held(self, last: bool) -> Held:
+        """What a stage holds of a micro-batch; `last`: the last stage."""
+        return Held()
+
+    def filling(self, stages: int, accumulate: int) -> int:
+        """Updates until as much is in flight as ever will be; 0 for rules that finish every step."""
+        return 0
+
+    def drains(self, last: bool) -> bool:
+        """Whether what is in flight is to be finished at the end of an epoch (`last`: of the last one)."""
+        return False
+
+    async def empty(self, worker: Worker, stage: Stage, weights: Weights) -> None:  # noqa: B027  # most rules carry nothing over
+        """Finish what is in flight between two steps."""
+
+    async def collect(self, worker: Worker, weights: Weights) -> None:  # noqa: B027
+        """Take the messages under way between two steps into the worker's state."""
 
     def phases(self, stages: int) -> int:
         """How many times the epochs are gone through: 1, but for rules that train one stage after the other."""

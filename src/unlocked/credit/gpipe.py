@@ -16,6 +16,7 @@ equal stages the idle share of the pipeline (the bubble) is (J − 1)/(M + J −
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,26 +33,14 @@ from .base import Credit, Properties, leaf, objective
 
 
 @dataclass(frozen=True)
-class GPipe(Credit):
-    """The network's own loss through a pipeline that is filled and drained for every batch.
+class Flushed(Credit):
+    """The program of pipelines that are filled and drained for every batch.
 
     Args:
         micro_batches: M ≥ 1, into which each batch is split, as equal as can be.
     """
 
     micro_batches: int = 4
-
-    name: ClassVar[str] = "gpipe"
-    properties: ClassVar[Properties] = Properties(
-        title="GPipe (Huang et al. 2019)",
-        source="F Figure 2.5b",
-        locks="forward, backward (per micro-batch), update",
-        memory="own stage, all M micro-batches",
-        up="Ψ_A",
-        down="Ψ_A",
-        delay="0",
-        objective="global",
-    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.micro_batches, int) or self.micro_batches < 1:
@@ -63,12 +52,18 @@ class GPipe(Credit):
     def parts(self) -> int:
         return self.micro_batches
 
+    @abstractmethod
+    def ahead(self, worker: Worker) -> int:
+        """Forwards of a stage that may be waiting for their backward after each of its turns."""
+
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
         for batch in batches:
             await weights.read()
             in_flight: deque[tuple[Batch, torch.Tensor, torch.Tensor]] = deque()
             for part in self._split(batch):
                 in_flight.append((part, *await self._forward(worker, stage, part)))
+                while len(in_flight) > self.ahead(worker):
+                    await self._backward(worker, *in_flight.popleft())
             while in_flight:
                 await self._backward(worker, *in_flight.popleft())
             await weights.write()
@@ -76,7 +71,8 @@ class GPipe(Credit):
     def _split(self, batch: Batch) -> list[Batch]:
         if len(batch.x) < self.micro_batches:
             raise InvalidChoice(
-                f"gpipe splits a batch into {self.micro_batches} micro-batches; {len(batch.x)} samples are too few for that."
+                f"{self.name} splits a batch into {self.micro_batches} micro-batches; {len(batch.x)} samples are too few "
+                "for that."
             )
         first = batch.number * self.micro_batches
         parts = micro_batches(batch.x, batch.y, self.micro_batches, first, batch.phase)
@@ -99,3 +95,24 @@ class GPipe(Credit):
         if not worker.first:
             assert x.grad is not None
             await worker.below.send("gradient", x.grad)
+
+
+@dataclass(frozen=True)
+class GPipe(Flushed):
+    """The network's own loss through a pipeline that is filled and drained for every batch: all forwards, then all
+    backwards."""
+
+    name: ClassVar[str] = "gpipe"
+    properties: ClassVar[Properties] = Properties(
+        title="GPipe (Huang et al. 2019)",
+        source="F Figure 2.5b",
+        locks="forward, backward (per micro-batch), update",
+        memory="own stage, all M micro-batches",
+        up="Ψ_A",
+        down="Ψ_A",
+        delay="0",
+        objective="global",
+    )
+
+    def ahead(self, worker: Worker) -> int:
+        return self.micro_batches

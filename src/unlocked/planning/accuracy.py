@@ -26,6 +26,56 @@ ACCURACY: dict[str, Accuracy] = {
         "Exact: the same updates as one device that accumulates its micro-batches.",
         "tests/test_laws.py, bit for bit",
     ),
+    "1f1b": Accuracy(
+        True,
+        "exact",
+        "Exact: the same updates as one device that accumulates its micro-batches.",
+        "tests/test_laws.py, bit for bit",
+    ),
+    "pipedream": Accuracy(
+        False,
+        "exact gradients, J−1−j updates old",
+        "Every gradient is exact for the weights of its forward, which have been updated since.",
+        "tests/test_delayed.py",
+    ),
+    "pipedream-2bw": Accuracy(
+        False,
+        "exact gradients, one update old",
+        "Every gradient is that of the weights one update before. Published: on a par with data parallelism.",
+        "Narayanan et al. 2021; Fournier 2024, §5.4",
+    ),
+    "delayed-gradients": Accuracy(
+        False,
+        "approximate gradients, J−1−j updates old",
+        "Activations of old weights, today's weights in the backward.",
+        "Xu et al. 2020",
+    ),
+    "ddg": Accuracy(
+        False,
+        "exact gradients, J−1−j updates old",
+        "Published, ResNet-56 on CIFAR-10: error 6.2 with backprop, 6.6, 6.5, 6.6 with 2, 3, 4 stages.",
+        "Zhuang et al. 2021 (FDG)",
+    ),
+    "features-replay": Accuracy(
+        False,
+        "approximate gradients, J−1−j updates old",
+        "Published, ResNet-56 on CIFAR-10: error 6.2 with backprop, 6.1, 6.3, 6.5 with 2, 3, 4 stages.",
+        "Zhuang et al. 2021 (FDG)",
+    ),
+    "fdg": Accuracy(
+        False,
+        "gradients shrunk with depth",
+        "Published, ResNet-56 on CIFAR-10, best shrinking factor: error 6.2 with backprop, 5.9, 5.9, 6.1 with 2, 3, 4 "
+        "stages.",
+        "Zhuang et al. 2021 (FDG)",
+    ),
+    "petra": Accuracy(
+        False,
+        "approximate gradients, 2(J−1−j)/k updates old",
+        "Published, RevNet-18, -34, -50 on ImageNet: 71.0, 73.5, 74.8 against 70.8, 73.2, 75.4 with backprop; on "
+        "CIFAR-10 94.9, 94.8, 94.5 against 94.9, 95.3, 95.2.",
+        "Rivaud et al. 2024",
+    ),
     "greedy": Accuracy(
         False,
         "lower, more so with more stages",

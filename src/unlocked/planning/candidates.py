@@ -4,6 +4,7 @@ meshes   J a divisor of the number of devices D or a power of two; N = D // J, a
          half as many replicas, a quarter, …, as a slow network may want fewer; one device alone
 rules    all; with one stage the credit rule does not matter, with one replica the consensus rule does not, and an
          interlocking distance of J − 1 or more is backprop: such twins are tried once
+parts    as many micro-batches per update as asked for, or as a rule needs on so many stages (pipedream-2bw)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ BACKPROP = Call("backprop")
 
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "gpipe": ("gpipe", "gpipe(micro_batches=8)", "gpipe(micro_batches=16)"),
+    "1f1b": ("1f1b", "1f1b(micro_batches=8)", "1f1b(micro_batches=16)"),
     "interlocking": ("interlocking", "interlocking(d=2)"),
 }
 
@@ -59,7 +61,7 @@ def candidates(
             for first in [BACKPROP] if stages == 1 else credits:
                 if not _is_backprop_in_disguise(first, stages):
                     for method in _methods(first, consensuses, count // stages, stages):
-                        seen[Candidate(method, stages, accumulate)] = None
+                        seen[Candidate(method, stages, _parts(first, stages, accumulate))] = None
     yield from seen
 
 
@@ -104,6 +106,12 @@ def _calls(texts: Sequence[str], kinds: Sequence[Any]) -> list[Call]:
 
 def _names(kinds: Sequence[Any]) -> list[str]:
     return [kind.name for kind in kinds]
+
+
+def _parts(call: Call, stages: int, accumulate: int) -> int:
+    """Micro-batches per update: a power of two where a rule needs more, so that most batches divide evenly."""
+    two_versions = isinstance(make_credit(call, stages), credit_rules.PipeDream2BW)
+    return max(accumulate, 1 << (stages - 2).bit_length()) if two_versions else accumulate
 
 
 def _is_backprop_in_disguise(call: Call, stages: int) -> bool:

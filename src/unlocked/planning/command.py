@@ -92,7 +92,7 @@ def _show(command: commands.Plan, found: Plan, network: _Network, train: str | N
 
 
 def _network(command: commands.Plan) -> _Network:
-    text = command.model == "gpt"
+    text = command.model in models.TEXT
     defaults = models.options(command.model)
     if command.input is None and not text:
         raise InvalidChoice(f"{command.model} needs the shape of one input; give for example --input 3x224x224.")
@@ -128,7 +128,13 @@ def train_command(command: commands.Plan, options: tuple[str, ...], row: Row) ->
     words = ["unlocked"]
     if row.devices > 1:
         words += ["launch", "--processes", str(row.devices), "--"]
-    words += ["train", "--data", "text:FILE" if command.model == "gpt" else "folder:DIR", "--model", command.model]
+    words += [
+        "train",
+        "--data",
+        "text:FILE" if command.model in models.TEXT else "folder:DIR",
+        "--model",
+        command.model,
+    ]
     words += _model_words(command, options)
     credit, _, consensus = row.method.rpartition("@")[0].partition("/") if row.replicas > 1 else (row.method, "", "")
     words += ["--stages", str(row.stages), "--credit", credit]
@@ -148,5 +154,5 @@ def _model_words(command: commands.Plan, options: tuple[str, ...]) -> Iterator[s
             yield from (f"--{name}", f"{getattr(command, name):g}")
     if options:
         yield from ("--model-options", *options)
-    if command.model == "gpt":
+    if command.model in models.TEXT:
         yield from ("--context", command.input or str(command.context))

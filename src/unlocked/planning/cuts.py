@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..chain import Chain, Stage
-from ..credit import DGL, Backprop, Credit, GPipe, Greedy, Interlocking
+from ..credit import DGL, Backprop, Credit, Greedy, Interlocking
+from ..credit.delayed import Delayed
+from ..credit.gpipe import Flushed
 from ..cutting import _bodies, _pieces, _sizes, _units, _user_names
 from ..errors import CannotCut, UnlockedError
 from ..simulation.profile import Profile, profile
@@ -121,7 +123,7 @@ def _with_the_same_heads(credit: Credit) -> Credit:
     """One rule for all whose heads are the same, so that they are built and read once."""
     if isinstance(credit, Greedy) or (isinstance(credit, Interlocking) and credit.idle_heads):
         return DGL(credit.head, credit.budget)
-    return Backprop() if isinstance(credit, GPipe) else credit
+    return Backprop() if isinstance(credit, (Flushed, Delayed)) else credit
 
 
 def _apart(stages: list[Stage]) -> list[Stage]:

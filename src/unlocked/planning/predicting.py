@@ -1,6 +1,8 @@
 """One candidate on the simulated cluster: what it will do there, or why it cannot.
 
-A few updates are simulated, shapes only, and the later half is taken for what goes on for ever. One network is what rates are
+A few updates are simulated, shapes only, after as many as it takes to fill the pipeline of a delayed rule, and the
+later half of them
+is taken for what goes on for ever. One network is what rates are
 of: under rules that split the batch all replicas train one, under the others each trains its own.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -19,11 +21,12 @@ from ..consensus import AllReduce, Consensus, Independent
 from ..credit import Credit
 from ..errors import UnlockedError
 from ..method_names import make_consensus, make_credit
+from ..reversible import is_reversible, units
 from ..simulation.costs import Costs, costs_of
 from ..simulation.hardware import Hardware
 from ..simulation.memory import device_peaks
 from ..simulation.network import Wire
-from ..simulation.simulating import simulate
+from ..simulation.simulating import seconds_per_update, simulate
 from ..timeline import BUSY, Act, Timeline
 from ..worker import Place
 from ..worlds.placement import placement
@@ -162,6 +165,7 @@ class _Prediction:
         self._used = used_devices(setting.hardware, candidate.devices)
         self._hardware = _only(setting.hardware, self._used)
         self._placement = placement(self._replicas, self._stages, candidate.devices)
+        self._filling = credit.filling(self._stages, candidate.accumulate)
         self._phases = [self._simulated(phase) for phase in range(credit.phases(self._stages))]
 
     def row(self) -> Row | Infeasible:
@@ -206,13 +210,28 @@ class _Prediction:
             self._consensus,
             costs=self._costs,
             replicas=self._replicas,
-            steps=STEPS,
+            steps=STEPS + self._filling,
             samples=self._samples,
             accumulate=self._candidate.accumulate,
             hardware=self._hardware,
             chain=None if isinstance(self._consensus, _ALIKE) else self._chain,
             phase=phase,
         )
+
+    def _counted(self, timeline: Timeline) -> Iterator[tuple[Act, float]]:
+        """Every act, and how many updates there are in the timeline of which a worker has done this part.
+
+        A pipeline that is not emptied ends with more forwards than backwards.
+        """
+        if not self._credit.crossing:
+            yield from ((act, STEPS) for act in timeline)
+            return
+        numbers: dict[tuple, set[int]] = defaultdict(set)
+        for act in timeline:
+            numbers[_part(act)].add(act.micro_batch)
+        for act in timeline:
+            once = act.kind in "UM"  # in an update; the others for each of its micro-batches
+            yield act, len(numbers[_part(act)]) / (1 if once else self._candidate.accumulate)
 
     # ---- time ------------------------------------------------------------------------------------------------------
 
@@ -221,8 +240,7 @@ class _Prediction:
         total = [0.0] * self._replicas
         for timeline in self._phases:
             slowest = [0.0] * self._replicas
-            for place, ends in _updates(timeline).items():
-                interval = (ends[-1] - ends[STEPS // 2 - 1]) / (STEPS - STEPS // 2)
+            for place, interval in seconds_per_update(timeline, STEPS // 2).items():
                 slowest[place.replica] = max(slowest[place.replica], interval)
             total = [a + b for a, b in zip(total, slowest)]
         return total
@@ -231,9 +249,9 @@ class _Prediction:
         """Seconds per update in which each worker computes."""
         busy: dict[Place, float] = dict.fromkeys(self._placement, 0.0)
         for timeline in self._phases:
-            for act in timeline:
+            for act, updates in self._counted(timeline):
                 if act.kind in BUSY:
-                    busy[Place(act.replica, act.stage)] += (act.end - act.start) / STEPS
+                    busy[Place(act.replica, act.stage)] += (act.end - act.start) / updates
         return busy
 
     def _wires(self) -> dict[Wire, tuple[float, Place]]:
@@ -241,12 +259,12 @@ class _Prediction:
         network = self._hardware.network
         taken: dict[Wire, dict[Place, float]] = defaultdict(lambda: defaultdict(float))
         for timeline in self._phases:
-            for act in timeline:
+            for act, updates in self._counted(timeline):
                 if act.kind in "SM" and act.bytes:
                     here = self._placement[Place(act.replica, act.stage)]
                     there = self._placement[_receiver(act, self._replicas)]
                     if here != there:
-                        seconds = network.between(here, there).seconds(act.bytes) / STEPS
+                        seconds = network.between(here, there).seconds(act.bytes) / updates
                         taken[network.wire(here, there)][Place(act.replica, act.stage)] += seconds
         return {wire: (sum(by.values()), max(by, key=by.__getitem__)) for wire, by in taken.items()}
 
@@ -283,13 +301,16 @@ class _Prediction:
         """Bytes per update that each worker sends up, down and among the replicas."""
         sent: dict[Place, list[float]] = {place: [0.0, 0.0, 0.0] for place in self._placement}
         for timeline in self._phases:
-            for act in timeline:
+            for act, updates in self._counted(timeline):
                 if act.kind in "SM":
-                    sent[Place(act.replica, act.stage)][_direction(act)] += act.bytes / STEPS
+                    sent[Place(act.replica, act.stage)][_direction(act)] += act.bytes / updates
         return {place: (row[0], row[1], row[2]) for place, row in sent.items()}
 
     def _peaks(self) -> list[int]:
-        rows = [device_peaks(bounded(timeline), self._costs, self._part, self._placement) for timeline in self._phases]
+        rows = [
+            device_peaks(bounded(timeline), self._costs, self._part, self._placement, self._credit)
+            for timeline in self._phases
+        ]
         return [max(row[device] for row in rows) for device in range(self._candidate.devices)]
 
     def _too_large(self, peaks: list[int], memory: int) -> Infeasible:
@@ -320,7 +341,14 @@ class _Prediction:
         rules = [self._credit.name] * (not accuracy.of(self._credit.name).exact)
         if self._replicas > 1 and not accuracy.of(self._consensus.name).exact:
             rules.append(self._consensus.name)
-        return "; ".join(accuracy.of(rule).short for rule in rules)
+        words = [accuracy.of(rule).short for rule in rules]
+        if self._credit.held(last=False).what == "parts" and not self._reversible():
+            words.append("nothing here is reversible, so it keeps inputs")
+        return "; ".join(words)
+
+    def _reversible(self) -> bool:
+        """Whether a stage below the last has a part that is."""
+        return any(is_reversible(unit) for stage in list(self._chain)[:-1] for unit in units(stage.body))
 
 
 def used_devices(hardware: Hardware, count: int) -> list[int]:
@@ -377,13 +405,9 @@ def _only(hardware: Hardware, used: Sequence[int]) -> Hardware:
     )
 
 
-def _updates(timeline: Timeline) -> dict[Place, list[float]]:
-    """When each worker's updates end; what follows an update under the same micro-batch belongs to it."""
-    ends: dict[Place, dict[int, float]] = defaultdict(dict)
-    for act in timeline:
-        if act.kind == "U":
-            ends[Place(act.replica, act.stage)].setdefault(act.micro_batch, act.end)
-    return {place: list(row.values()) for place, row in ends.items()}
+def _part(act: Act) -> tuple:
+    """Acts that a worker does equally often have the same."""
+    return act.replica, act.stage, act.kind, act.channel, act.peer
 
 
 def _receiver(act: Act, replicas: int) -> Place:

@@ -249,10 +249,13 @@ def assumptions(
         "the samples, so launching kernels costs nothing and small batches are as efficient as large ones. "
         "Python, data and evaluation are free."
     )
-    yield f"Rates are of a full pipeline, from the later half of {STEPS} simulated updates. Stages share the FLOPs evenly."
     yield (
-        f"Memory: weights, gradients, state of {setting.optimizer}, tensors kept for the backward, messages (two per "
-        "channel); no temporary buffers, no fragmentation. Numbers have the type "
+        f"Rates are of a full pipeline, from the later half of {STEPS} simulated updates (under delayed rules after as many "
+        "as fill it). Stages share the FLOPs evenly."
+    )
+    yield (
+        f"Memory: weights, gradients, state of {setting.optimizer}, tensors kept for the backward, copies of old weights under "
+        "delayed rules, messages (two per channel); no temporary buffers, no fragmentation. Numbers have the type "
         "the network was given in; no recomputation, no sharding."
     )
     yield (

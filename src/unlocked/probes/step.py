@@ -8,8 +8,9 @@ A record of an update:
     meter         "storages" (every tensor was followed) or "allocator" (of the accelerator: whole processes only)
     processes     per process: rank, peak and categories (live bytes at the worst moment), saved (most bytes kept for backward),
                   curve ([seconds, live bytes], thinned)
-    workers       per worker: replica, stage, rank, saved (most bytes kept for backward), and the sizes of its parameters (with
-                  buffers), gradients and optimizer state; peak and categories of what it made, where tensors were followed
+    workers       per worker: replica, stage, rank, saved (most bytes kept for backward), versions (most bytes of old weights),
+                  and the sizes of its parameters (with buffers), gradients and optimizer state; peak and categories
+                  of what it made, where tensors were followed
     predicted     per stage: see predicted.py; only in the files of a run
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from ..consensus.base import Weights
 from ..sharding import local
 from ..worker import Place
-from .live import BUFFERS, GRADIENTS, INPUTS, OPTIMIZER, PARAMETERS, SAVED, LiveBytes, Meter, Share, live_meter
+from .live import BUFFERS, GRADIENTS, INPUTS, OPTIMIZER, OTHER, PARAMETERS, SAVED, LiveBytes, Meter, Share, live_meter
 from .memory import SavedBytes
 from .thinning import thin
 
@@ -35,29 +36,66 @@ Shares = Mapping[int, tuple[Tensor, Tensor]]
 Record = dict[str, Any]
 
 
-def metered_update(trainer: Trainer, shares: Shares) -> tuple[dict[str, float], SavedBytes, Record]:
-    """`trainer.update`, whose losses and weights are the same as without; the meter of saved bytes; the record."""
-    live = live_meter(trainer.device)
-    live.register(INPUTS, [x for pair in shares.values() for x in pair])
-    for weights in trainer.weights:
-        _register(live, weights)
-    fixed = [local(x) for chain in trainer.chains for x in (*chain.parameters(), *chain.buffers())]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(live)
-        saved = stack.enter_context(SavedBytes(ignore=fixed, on_save=lambda x: live.mark(SAVED, x)))
+class Metering:
+    """Meters updates one after the other; what is kept for backward is followed from the first to the last of them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.saved = SavedBytes()
+        self.records: list[Record] = []
+
+    @property
+    def wanted(self) -> int:
+        """Updates until one is worth keeping: an optimizer makes its state in the first. Under a delayed rule the
+        pipeline must be
+        full, and the weights that all micro-batches in flight have seen must be different ones."""
+        return 2 + self._trainer.credit.filling(self._trainer.stages, self._trainer.accumulate)
+
+    def update(self, shares: Shares) -> dict[str, float]:
+        """`trainer.update`, whose losses and weights are the same as without."""
+        trainer, saved = self._trainer, self.saved
+        live = live_meter(trainer.device)
+        live.register(INPUTS, [x for pair in shares.values() for x in pair])
         for weights in trainer.weights:
-            stack.callback(_marking(live, weights).remove)
-        losses = trainer.update(shares)
-        for weights in trainer.weights:  # what the first update has made
-            for x in optimizer_state(weights):
-                live.mark(OPTIMIZER, x)
-    return losses, saved, _record(trainer, shares, live, saved)
+            _register(live, weights)
+        copies = _Copies(saved)
+        saved.restart(ignore=[local(x) for chain in trainer.chains for x in (*chain.parameters(), *chain.buffers())])
+        saved.on_save = lambda x: live.mark(SAVED, x)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(live)
+            stack.enter_context(saved)
+            for weights in trainer.weights:
+                copies.look(weights)
+                stack.callback(_marking(live, weights, copies).remove)
+            losses = trainer.update(shares)
+            for weights in trainer.weights:  # what the first update has made
+                for x in optimizer_state(weights):
+                    live.mark(OPTIMIZER, x)
+        self.records.append(_record(trainer, shares, live, saved, copies))
+        return losses
 
 
-def _marking(live: Meter, weights: Weights) -> Any:
-    """Before an update all gradients are in place, also those that PyTorch's parallel training puts there by itself."""
+class _Copies:
+    """The most bytes of old weights that each worker has kept. They are weights, so nothing counts them as saved for
+    backward."""
+
+    def __init__(self, saved: SavedBytes) -> None:
+        self._saved = saved
+        self.most: dict[Place, int] = {}
+
+    def look(self, weights: Weights) -> None:
+        versions, place = weights.versions, weights.worker.place
+        self._saved.disregard(x for row in versions.kept.values() for x in row)
+        self.most[place] = max(self.most.get(place, 0), versions.copies)
+
+
+def _marking(live: Meter, weights: Weights, copies: _Copies) -> Any:
+    """Before an update all gradients are in place, also those that PyTorch's parallel training puts there by itself,
+    and today's
+    weights have been copied if they will be wanted."""
 
     def mark(*_: Any) -> None:
+        copies.look(weights)
         for parameter in weights.parameters:
             if parameter.grad is not None:
                 live.mark(GRADIENTS, parameter.grad)
@@ -70,6 +108,17 @@ def _register(live: Meter, weights: Weights) -> None:
     live.register(PARAMETERS, weights.stage.parameters(), place)
     live.register(BUFFERS, weights.stage.buffers(), place)
     live.register(OPTIMIZER, optimizer_state(weights), place)
+    live.register(SAVED, _in_flight(weights), place)
+    live.register(OTHER, [x for row in weights.versions.kept.values() for x in row], place)
+
+
+def _in_flight(weights: Weights) -> list[Tensor]:
+    """What a delayed rule has kept in earlier updates."""
+    found: list[Tensor | None] = []
+    for entry in () if weights.flight is None else weights.flight.queue:
+        found += [entry.x, *entry.kept.values()]
+        found += [] if entry.saved is None or entry.x is None else entry.saved.kept(without=entry.x)
+    return [x for x in found if x is not None]
 
 
 def optimizer_state(weights: Weights) -> list[Tensor]:
@@ -78,7 +127,7 @@ def optimizer_state(weights: Weights) -> list[Tensor]:
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
-def _record(trainer: Trainer, shares: Shares, live: Meter, saved: SavedBytes) -> Record:
+def _record(trainer: Trainer, shares: Shares, live: Meter, saved: SavedBytes, copies: _Copies) -> Record:
     rank, seconds = trainer.crew.rank, [when for when, _ in live.curve]
     levels = [level for _, level in live.curve]
     process = {"rank": rank, "peak": live.peak, "categories": live.categories, "saved": saved.peak}
@@ -90,11 +139,11 @@ def _record(trainer: Trainer, shares: Shares, live: Meter, saved: SavedBytes) ->
         "optimizer": type(trainer.weights[0].store.optimizer).__name__,
         "meter": "storages" if isinstance(live, LiveBytes) else "allocator",
         "processes": [process],
-        "workers": [_worker(weights, rank, live, saved) for weights in trainer.weights],
+        "workers": [_worker(weights, rank, live, saved, copies) for weights in trainer.weights],
     }
 
 
-def _worker(weights: Weights, rank: int, live: Meter, saved: SavedBytes) -> Record:
+def _worker(weights: Weights, rank: int, live: Meter, saved: SavedBytes, copies: _Copies) -> Record:
     place: Place = weights.worker.place
     share = live.workers.get(place, Share(0, {}, {}))
     known = {
@@ -102,6 +151,7 @@ def _worker(weights: Weights, rank: int, live: Meter, saved: SavedBytes) -> Reco
         "stage": place.stage,
         "rank": rank,
         "saved": saved.workers.get(place, 0),
+        "versions": copies.most[place],
         "parameters": _bytes([*weights.stage.parameters(), *weights.stage.buffers()]),
         "optimizer_state": _bytes(optimizer_state(weights)),
     }

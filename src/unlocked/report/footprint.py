@@ -14,6 +14,7 @@ PARTS = {
     "gradients": "gradients",
     "optimizer_state": "optimizer state",
     "saved": "kept for backward",
+    "versions": "copies of old weights",
 }
 
 

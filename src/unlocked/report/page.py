@@ -11,7 +11,7 @@ from typing import TypeVar
 from ..errors import UnlockedError
 from ..simulation.options import in_words
 from ..timeline import Timeline
-from . import curves, gantt, measured, memory, settings, table, traffic
+from . import alignment, curves, gantt, measured, memory, settings, table, traffic
 from .curves import Axis, Curve, chart
 from .drawing import RC, Look, Sheet, looks
 from .footprint import Footprint
@@ -77,12 +77,13 @@ def _sections(study: Study) -> list[Section]:
         ("results", "Results", table.table(study, all_looks)),
         ("accuracy", "Accuracy", _accuracy(sheet, study, all_looks)),
         ("depth", "Losses and accuracy with depth", _depth(sheet, study, all_looks)),
+        ("alignment", "Gradients beside backpropagation's", alignment.alignment(sheet, study.methods, all_looks)),
         ("step", _steps_heading(study), _steps(sheet, study, all_looks)),
         ("memory", "Memory", _memory(sheet, study.methods, all_looks) + _live(sheet, study, all_looks)),
         ("bytes", "Bytes between workers", _traffic(sheet, study.methods, all_looks) + _channels(study.methods)),
         ("settings", "Settings and how to repeat this", settings.settings(study)),
     ]
-    return sections
+    return [section for section in sections if section[2]]
 
 
 def caption(text: str) -> str:

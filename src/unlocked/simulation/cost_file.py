@@ -26,7 +26,7 @@ from ..errors import InvalidChoice, UnlockedError
 from .costs import Costs, StageCosts
 from .hardware import Device, Hardware
 from .network import Edge, Line, Network
-from .profile import StageProfile
+from .profile import Holding, StageProfile
 
 FORMAT, VERSION = "unlocked costs", 1
 
@@ -181,6 +181,7 @@ def _stage(stage: StageCosts) -> dict[str, Any]:
         "head_kept": list(shape.head_kept),
         "done": [list(pair) for pair in shape.done],
         "flops": {part: list(line) for part, line in shape.flops.items()},
+        "holdings": {what: [list(one.kept), list(one.again)] for what, one in shape.holdings.items()},
     }
 
 
@@ -197,6 +198,8 @@ def _read_stage(values: Mapping[str, Any]) -> StageCosts:
         kept=_line(values["kept"]),
         head_kept=_line(values["head_kept"]),
         done=tuple((_number(share), _number(time)) for share, time in values["done"]),
+        # files of before delayed rules have none
+        holdings={what: Holding(*map(_line, lines)) for what, lines in values.get("holdings", {}).items()},
     )
     return StageCosts({part: _line(line) for part, line in values["seconds"].items()}, shape, values["state"])
 

@@ -16,7 +16,7 @@ from ..errors import InvalidChoice, choose
 from ..work import WORKS, Work
 from .hardware import Device
 from .network import Line
-from .profile import STATES, Profile, StageProfile
+from .profile import STATES, Holding, Profile, StageProfile
 
 _TRAFFIC: dict[Work, float] = {
     "forward": 2.0,
@@ -133,7 +133,8 @@ def unit(
 
     A number holds for every stage, a row gives one for each. `head`: its forward and backward together. `activation`: values
     (float32) of one sample at every boundary; `weights`: trained values of a stage. A backward to the input alone takes half of
-    `backward`; one sample keeps its `activation` at each stage.
+    `backward`; one sample keeps its `activation` at each stage, which is its input there, or what a reversible stage
+    makes again.
     """
     given = {"forward": forward, "backward": backward, "head": head, "update": update}
     rows = zip(*(_row(name, one, stages) for name, one in given.items()))
@@ -153,6 +154,7 @@ def _unit_stage(
     forward: float, backward: float, head: float, update: float, activation: int, weights: int
 ) -> StageCosts:
     size = 4
+    sample = Line(0.0, float(size * activation))
     shape = StageProfile(
         flops={},
         input=(activation,),
@@ -162,9 +164,10 @@ def _unit_stage(
         head_weights=0,
         parameters=size * weights,
         trained=size * weights,
-        kept=Line(0.0, float(size * activation)),
+        kept=sample,
         head_kept=Line(),
         done=((0.0, 0.0), (1.0, 1.0)),
+        holdings={"input": Holding(sample), "parts": Holding(Line(), sample)},
     )
     seconds: dict[Work, Line] = {
         "forward": Line(forward),

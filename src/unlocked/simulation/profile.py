@@ -7,7 +7,7 @@ flop counter and the meter of saved bytes, at two batch sizes: so what grows wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -17,13 +17,29 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..chain import Chain, Stage
+from ..credit.reconstructing import segments
 from ..losses import logits
 from ..probes.memory import SavedBytes
+from ..reversible import is_reversible
 from ..work import Work
 from .network import Line
 
 STATES: dict[str, int] = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
 """Tensors of a weight's size that an optimizer keeps, by its name."""
+
+
+NOTHING = Line()
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes that a stage's body holds of a micro-batch.
+
+    kept: from its forward to the end of its backward. again: besides, while that backward runs.
+    """
+
+    kept: Line
+    again: Line = NOTHING
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,9 @@ class StageProfile:
     weights: shape and dtype of every trained tensor, the body's first; head_weights: how many of the last are the head's.
     parameters: bytes of all weights and buffers; trained: of the trained ones. kept: bytes the body's forward keeps for its
     backward; head_kept: the head's and the loss's. done: how the body's backward proceeds: (share of its trained bytes whose
-    gradient is complete, share of the backward's time).
+    gradient is complete, share of the backward's time). holdings: what rules hold that do not keep autograd's graph
+    as it is, by
+    `credit.base.Held.what`.
     """
 
     flops: Mapping[Work, Line]
@@ -48,6 +66,16 @@ class StageProfile:
     kept: Line
     head_kept: Line
     done: tuple[tuple[float, float], ...]
+    holdings: Mapping[str, Holding] = field(default_factory=dict)
+
+    def holding(self, what: str) -> Holding:
+        """What the body holds of a micro-batch. Where it was not read: the graph, or an input of float32 and the
+        graph again."""
+        if what in self.holdings:
+            return self.holdings[what]
+        if what.startswith("graph"):
+            return Holding(self.kept)
+        return Holding(Line(0.0, 4.0 * _numel(self.input)), self.kept)
 
     @property
     def head_trained(self) -> int:
@@ -91,6 +119,7 @@ class _Reading:
     kept: int
     head_kept: int
     done: list[tuple[float, float]]
+    holdings: dict[str, tuple[int, int]]
 
 
 def _stage(stage: Stage, small: _Reading, large: _Reading) -> StageProfile:
@@ -112,6 +141,13 @@ def _stage(stage: Stage, small: _Reading, large: _Reading) -> StageProfile:
         kept=line(lambda reading: reading.kept),
         head_kept=line(lambda reading: reading.head_kept),
         done=tuple(large.done),
+        holdings={
+            what: Holding(
+                line(lambda reading, what=what: reading.holdings[what][0]),  # type: ignore[misc]
+                line(lambda reading, what=what: reading.holdings[what][1]),  # type: ignore[misc]
+            )
+            for what in small.holdings
+        },
     )
 
 
@@ -145,6 +181,11 @@ class _ShapesOnly:
         inside = {key.removeprefix(f"{name}."): x for key, x in given.items() if key.startswith(f"{name}.")}
         return torch.func.functional_call(module, inside, (x,))
 
+    def parts(self, x: Tensor) -> tuple[int, int]:
+        """As "parts" of `_holdings`, read on the body."""
+        given = {name: value for name, value in (self.weights | self.buffers).items() if name.startswith("body.")}
+        return torch.func.functional_call(_Parts(self.stage.body, self.all()), given, (x,))
+
     def all(self) -> list[Tensor]:
         return [*self.weights.values(), *self.buffers.values()]
 
@@ -157,7 +198,7 @@ def _read_stage(shapes: _ShapesOnly, stage: Stage, x: Tensor, first: bool, last:
     with SavedBytes(ignore=shapes.all()) as meter:
         with counter.counting("forward"):
             h = shapes.call("body", x)
-        kept = meter.live
+        kept, holdings = meter.live, _holdings(shapes, x, meter)
         copy = h.detach().requires_grad_(h.is_floating_point())
         with counter.counting("head-forward"):
             # a stage below the last without a head has no loss of its own
@@ -176,7 +217,47 @@ def _read_stage(shapes: _ShapesOnly, stage: Stage, x: Tensor, first: bool, last:
     with counter.counting("backward"), done.watching():
         if h.requires_grad:
             h.backward(torch.empty_like(h))
-    return _Reading(len(x), tuple(x.shape[1:]), h.detach(), counter.flops, kept, head_kept, done.curve())
+    return _Reading(len(x), tuple(x.shape[1:]), h.detach(), counter.flops, kept, head_kept, done.curve(), holdings)
+
+
+def _holdings(shapes: _ShapesOnly, x: Tensor, meter: SavedBytes) -> dict[str, tuple[int, int]]:
+    """Bytes kept and needed again by everything that a rule may hold; `meter` has seen the forward on `x`."""
+    graph, size = meter.live, _bytes([x])
+    copied = graph + meter.passed(shapes.buffers.values())
+    recomputed = (size, graph - size if meter.holds(x) else graph)
+    return {
+        "graph+buffers": (copied, 0),
+        "graph+weights": (copied + meter.passed(shapes.weights.values()), 0),
+        "input": recomputed,
+        "parts": shapes.parts(x) if any(map(is_reversible, segments(shapes.stage.body))) else recomputed,
+    }
+
+
+class _Parts(nn.Module):
+    """A body as in credit/reconstructing.py, forward and backward: bytes of the inputs kept, and of a part's largest graph."""
+
+    def __init__(self, body: nn.Module, ignore: list[Tensor]) -> None:
+        super().__init__()
+        self.body, self._ignored = body, ignore
+
+    def forward(self, x: Tensor) -> tuple[int, int]:
+        parts, needed = segments(self.body), x.requires_grad
+        kept: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for position, part in enumerate(parts):
+                if not is_reversible(part):
+                    kept[position] = x.detach()
+                x = part(x)
+        again = 0
+        for position, part in reversed(list(enumerate(parts))):
+            with SavedBytes(ignore=[*self._ignored, *kept.values()]) as meter:
+                if is_reversible(part):
+                    x, _ = part.reverse(x, torch.empty_like(x))
+                else:
+                    x = kept[position].requires_grad_(needed or position > 0)
+                    part(x)
+            again = max(again, meter.peak)
+        return _bytes(kept.values()), again
 
 
 def _loss(shapes: _ShapesOnly, stage: Stage, h: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from ..consensus.base import Consensus, Store
 from ..credit.base import Credit
 from ..errors import InvalidChoice
 from ..timeline import Timeline
-from ..worker import Worker
+from ..worker import Place, Worker
 from ..worlds.simulated import Simulated
 from .costs import Costs
 from .ghosts import Ghost, GhostBody, GhostChain, GhostStage
@@ -53,6 +53,7 @@ def simulate(
                 "unlocked compare --world distributed."
             )
     world = Simulated(hardware, costs, tensors=False)
+    world.crossing = credit.crossing
     workers = world.mesh(replicas, len(costs), seed)
     blank = None if chain is None else chain.blank("meta")
     bodies = [_body(stage.profile, blank, j) for j, stage in enumerate(costs.stages)]
@@ -66,7 +67,18 @@ def simulate(
         weights = rule.weights(worker, replica, store, seed)
         programs.append((worker, credit.run(worker, stage, batches, weights)))
     world.haunt(stages)
+    world.crossing, world.credit = credit.crossing, credit
     return world.run(programs)
+
+
+def seconds_per_update(timeline: Timeline, last: int) -> dict[Place, float]:
+    """Seconds from one update to the next at each worker, the mean over its `last` ones of more than as many."""
+    ends: dict[Place, dict[int, float]] = {}
+    for act in timeline:
+        if act.kind == "U":  # what follows an update under the same micro-batch belongs to it
+            ends.setdefault(Place(act.replica, act.stage), {}).setdefault(act.micro_batch, act.end)
+    rows = {place: list(row.values()) for place, row in ends.items()}
+    return {place: (row[-1] - row[-1 - last]) / last for place, row in rows.items()}
 
 
 def _body(profile: StageProfile, chain: Chain | None, j: int) -> GhostBody:

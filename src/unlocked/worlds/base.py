@@ -17,7 +17,12 @@ Program = Coroutine[Any, Any, None]
 
 
 class World(Protocol):
-    """Where workers live and what waiting means there."""
+    """Where workers live and what waiting means there.
+
+    `crossing`: channels whose messages may be left over when a run ends, to be taken in a later one.
+    """
+
+    crossing: frozenset[str]
 
     @property
     def crew(self) -> Crew:

@@ -7,6 +7,7 @@ which channel from whom.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from .exchange import mean_bytes, ordered_mean, take_bytes
 from .local import bytes_of, places, refuse_untaken
 from .meeting import MeetingWorkers
 from .scheduler import Scheduler
+from .streams import Stream, Streams
 
 
 class _Later:
@@ -39,10 +41,18 @@ class _Later:
 
 
 class InProcess(MeetingWorkers):
-    """The world in which all workers of the mesh share this process and its device."""
+    """The world in which all workers of the mesh share this process and its device.
 
-    def __init__(self) -> None:
-        super().__init__(Scheduler())
+    Args:
+        streams: True: every worker has a CUDA stream of its own, so that stages compute side by side on one device
+            (streams.py); the numbers are the same. Or what makes streams, for tests.
+
+    Raises InvalidChoice in `run` if streams were asked for and the workers are not on a CUDA device.
+    """
+
+    def __init__(self, streams: bool | Callable[[torch.device | None, bool], Stream] = False) -> None:
+        self._streams = None if streams is False else Streams() if streams is True else Streams(streams)
+        super().__init__(self._streams or Scheduler())
         self.crew = Alone()
 
     def mesh(
@@ -63,24 +73,29 @@ class InProcess(MeetingWorkers):
     def run(self, programs: Iterable[tuple[Worker, Program]], charged: bool = True) -> Timeline:
         """Run every worker's program to its end and return what happened.
 
-        Raises Deadlock when all that are left wait for each other, UnlockedError when a message was never taken, and
-        whatever a program raises; the other programs are closed and the mailboxes emptied then.
+        Raises Deadlock when all that are left wait for each other, UnlockedError when a message was never taken (those on
+        `crossing` channels may wait for a later run), and whatever a program raises; the other programs are closed and the
+        mailboxes emptied then.
         """
         self._timeline = Timeline()
+        programs = list(programs)
         self._scheduler.start(programs)
         try:
-            self._scheduler.run_ready()
+            with self._side_by_side([worker for worker, _ in programs]):
+                self._scheduler.run_ready()
             if not self._scheduler.idle:
                 raise Deadlock(f"No worker can go on: {self._scheduler.stuck()}.")
-            refuse_untaken(self._boxes)
+            refuse_untaken(self._boxes, self.crossing)
+        except BaseException:
+            self._boxes.clear()
+            raise
         finally:
-            self._clear()
+            self._scheduler.close()
+            self._forget_meetings()
         return self._timeline
 
-    def _clear(self) -> None:
-        self._scheduler.close()
-        self._boxes.clear()
-        self._forget_meetings()
+    def _side_by_side(self, workers: list[Worker]) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._streams is None or not workers else self._streams.running(workers)
 
     def clock(self) -> float:
         """Seconds of wall clock."""
@@ -94,18 +109,43 @@ class InProcess(MeetingWorkers):
     async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
         """Append to the mailbox; wakes a worker that waits for it."""
         self.record(here, "S", channel, bytes_of(x), there)
-        self._deliver((here.place, there, channel), x)
+        moment = None if self._streams is None else self._streams.of(here).mark()
+        self._deliver((here.place, there, channel), (x, moment))
 
     async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor:
         """Take the oldest message; waits while there is none."""
-        x = await self._take((there, here.place, channel))
+        x, moment = await self._take((there, here.place, channel))
+        self._after(here, moment, [x])
         self.record(here, "R", channel, bytes_of(x), there)
         return x
+
+    def _after(self, here: Worker, moment: Any, tensors: Iterable[Tensor]) -> None:
+        """This worker goes on to use what another has made by then."""
+        if self._streams is not None:
+            stream = self._streams.of(here)
+            stream.wait(moment)
+            for x in tensors:
+                stream.use(x)
+
+    async def _joined(self, here: Worker, channel: str, brought: Any, join: Callable[[list[Any]], Any]) -> Any:
+        """Meet, and what came of it; on streams, after all that was brought was computed."""
+        if self._streams is None:
+            return await self._meet(here, channel, brought, join)
+        streams = self._streams
+
+        def joined(rows: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+            for row, moment in rows:  # the last one to come joins, on its own stream
+                self._after(here, moment, _tensors(row))
+            return join([row for row, _ in rows]), streams.of(here).mark()
+
+        result, moment = await self._meet(here, channel, (brought, streams.of(here).mark()), joined)
+        self._after(here, moment, _tensors(result))
+        return result
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Ordered mean; bytes are those that would leave the worker if the replicas were apart."""
         begin = time.perf_counter()
-        result = await self._meet(here, channel, tensors, mean_of_each)
+        result = await self._joined(here, channel, tensors, mean_of_each)
         self.record(here, "M", channel, mean_bytes(tensors, here.replica, here.replicas.size), None, begin)
         return result
 
@@ -120,7 +160,7 @@ class InProcess(MeetingWorkers):
         """Only entries whose owner is another replica travel; they are what is counted."""
         rank = here.replicas.rank
         begin = time.perf_counter()
-        rows = await self._meet(here, channel, values, torch.stack)
+        rows = await self._joined(here, channel, values, torch.stack)
         taken = rows.gather(0, owners[rank : rank + 1]).squeeze(0)
         self.record(here, "M", channel, take_bytes(values, owners, rank), None, begin)
         return taken
@@ -128,7 +168,7 @@ class InProcess(MeetingWorkers):
     async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]:
         """Everyone's tensor; each worker sends its own to N−1 others."""
         begin = time.perf_counter()
-        rows = await self._meet(here, channel, x, list)
+        rows = await self._joined(here, channel, x, list)
         self.record(here, "M", channel, (here.replicas.size - 1) * bytes_of(x), None, begin)
         return rows
 
@@ -138,6 +178,10 @@ class InProcess(MeetingWorkers):
             "PyTorch's own parallel training needs a process per worker; use the distributed world "
             "(unlocked launch --processes …)."
         )
+
+
+def _tensors(given: Any) -> Iterable[Tensor]:
+    return [given] if isinstance(given, Tensor) else given
 
 
 def mean_of_each(rows: list[Sequence[Tensor]]) -> list[Tensor]:

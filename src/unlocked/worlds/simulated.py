@@ -19,7 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ from .local import bytes_of, places, refuse_untaken
 from .meeting import Meeting, MeetingKey, MeetingWorkers
 from .placement import placement
 from .scheduler import Wait
+
+if TYPE_CHECKING:
+    from ..credit.base import Credit
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Simulated(MeetingWorkers):
         super().__init__(self._clock)
         self.crew = Alone()
         self.hardware = hardware if hardware is not None else Hardware()
+        self.credit: Credit | None = None  # whose micro-batches are held, if that is known
         self.costs: Costs | None = costs if isinstance(costs, Costs) else None
         self._costs_of = None if isinstance(costs, Costs) else costs
         self._tensors, self._optimizer = tensors, optimizer
@@ -180,9 +184,14 @@ class Simulated(MeetingWorkers):
             if not (partly or self._clock.idle):
                 raise Deadlock(f"No worker can go on: {self._clock.stuck()}.")
             if not partly:
-                refuse_untaken(self._boxes)
+                refuse_untaken(self._boxes, self.crossing)
+        except BaseException:
+            self._boxes.clear()
+            raise
         finally:
             self._clear()
+            if partly:
+                self._boxes.clear()
             for _, program in programs:  # of which some may not have begun
                 program.close()
         if charged:
@@ -197,7 +206,6 @@ class Simulated(MeetingWorkers):
 
     def _clear(self) -> None:
         self._clock.close()
-        self._boxes.clear()
         self._forget_meetings()
         self._queues.clear()
         self._claimed.clear()
@@ -208,7 +216,7 @@ class Simulated(MeetingWorkers):
         if memory is None or self.costs is None:
             return
         samples = max([*self._samples.values(), *self._odd.values()], default=0)
-        for device, peak in device_peaks(self._timeline, self.costs, samples, self.devices).items():
+        for device, peak in device_peaks(self._timeline, self.costs, samples, self.devices, self.credit).items():
             if peak > memory:
                 here = ", ".join(str(place) for place, owner in self.devices.items() if owner == device)
                 raise DoesNotFit(
@@ -234,7 +242,7 @@ class Simulated(MeetingWorkers):
             self._claimed.add(device)
         begin = clock.now
         end = begin + seconds
-        self._timeline.acts.append(Act(kind, place[0], place[1], here.micro_batch, here.version, 0, begin, end))
+        self._timeline.acts.append(Act(kind, place[0], place[1], here.micro_batch, here.seen, 0, begin, end))
         self._computing = _Computing(begin, seconds, _parts(kind, function))
         result = here.compute(function, arguments) if self._tensors else self._tell(here, kind, function, arguments)
         self._computing = None
