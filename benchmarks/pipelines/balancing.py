@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import unlocked as ul
-from unlocked.chain import Stage
 from unlocked.cluster import Cluster
 from unlocked.errors import HeadTooLarge
 
-from .tasks import Task, chain_of, inputs_of, sgd
+from .alone import Way, step_alone
+from .tasks import Task, chain_of, inputs_of
 from overhead import hand_written_dgl
 
 _GAIN = 0.98  # a move must make the slowest stage faster than noise would
@@ -38,26 +38,38 @@ def balanced(cluster: Cluster, task: Task, stages: int) -> Splits:
     """The splits as rank 0 measures them while the others wait."""
     found = None
     if cluster.chief:
-        torch.manual_seed(0)
-        recipe = ul.cut(task.network(), stages, like=task.x, balance="time").recipe
-        assert recipe is not None
-        found = [recipe | {"sizes": _improve(task, recipe, local)} for local in (False, True)]
+        recipe = by_time(task, stages)
+        found = [
+            improved(recipe, lambda given, local=local: _stage_seconds(task, given, local))[0]
+            for local in (False, True)
+        ]
     return Splits(*cluster.broadcast(found))
 
 
-def _improve(task: Task, recipe: dict[str, Any], local: bool) -> list[int]:
+def by_time(task: Task, stages: int) -> dict[str, Any]:
+    """The recipe of a chain as `ul.cut` balances it: by the time of the bodies' forward and backward."""
+    torch.manual_seed(0)
+    recipe = ul.cut(task.network(), stages, like=task.x, balance="time").recipe
+    assert recipe is not None
+    return recipe
+
+
+def improved(
+    recipe: dict[str, Any], seconds_of: Callable[[dict[str, Any]], list[float]]
+) -> tuple[dict[str, Any], list[float]]:
+    """A better recipe, if moving pieces finds one, and the seconds of its stages as `seconds_of` measures them."""
     sizes = list(recipe["sizes"])
-    seconds = _stage_seconds(task, recipe | {"sizes": sizes}, local)
+    seconds = seconds_of(recipe)
     for _ in range(_MOVES if len(sizes) > 1 else 0):
         tried = []
         for row in _moves(sizes, seconds):
             with contextlib.suppress(HeadTooLarge):  # a stage too small for a head is no choice
-                tried.append((_stage_seconds(task, recipe | {"sizes": row}, local), row))
+                tried.append((seconds_of(recipe | {"sizes": row}), row))
         better = min(tried, key=lambda pair: max(pair[0]), default=None)
         if better is None or max(better[0]) > _GAIN * max(seconds):
             break
         seconds, sizes = better
-    return sizes
+    return recipe | {"sizes": sizes}, seconds
 
 
 def _moves(sizes: list[int], seconds: list[float]) -> list[list[int]]:
@@ -75,31 +87,25 @@ def _moves(sizes: list[int], seconds: list[float]) -> list[list[int]]:
 
 def _stage_seconds(task: Task, recipe: dict[str, Any], local: bool) -> list[float]:
     """A step of each stage alone."""
-    chain = chain_of(task, recipe, task.dgl if local else None)
-    seconds = []
-    for j, x in enumerate(inputs_of(chain, task.x)[:-1]):
-        if local:
-            step: Callable[[], object] = hand_written_dgl(nn.ModuleList([chain[j]]), x, task.y)
-        else:
-            step = _passing_step(chain[j], x, task.y, first=j == 0, last=j == len(chain) - 1)
-        seconds.append(_seconds(step))
-    return seconds
+    if not local:
+        return passing_seconds(task, recipe)
+    chain = chain_of(task, recipe, task.dgl)
+    return [
+        _seconds(hand_written_dgl(nn.ModuleList([chain[j]]), x, task.y))
+        for j, x in enumerate(inputs_of(chain, task.x)[:-1])
+    ]
 
 
-def _passing_step(stage: Stage, x: Tensor, y: Tensor, first: bool, last: bool) -> Callable[[], None]:
-    """Forward, backward of a gradient from above (of the loss, in the last stage) down to the input, update."""
-    optimizer = sgd(list(stage.parameters()))
+def passing_seconds(task: Task, recipe: dict[str, Any], way: Way = "graph", parts: int = 1) -> list[float]:
+    """A step of each stage alone that passes gradients down, of `parts` micro-batches; see alone.py."""
+    return [_seconds(steps_of(task, recipe, j, way, parts)) for j in range(len(recipe["sizes"]))]
 
-    def step() -> None:
-        h = stage.body(x if first else x.detach().requires_grad_())
-        if last:
-            stage.loss(h, y).backward()
-        else:
-            torch.autograd.backward(h, torch.zeros_like(h))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    return step
+def steps_of(task: Task, recipe: dict[str, Any], j: int, way: Way = "graph", parts: int = 1) -> Callable[[], None]:
+    """Steps of stage j of the chain by itself."""
+    chain = chain_of(task, recipe)
+    x = inputs_of(chain, task.x)[j]
+    return step_alone(chain[j], x, task.y, j == 0, j == len(chain) - 1, way, parts)
 
 
 def _seconds(step: Callable[[], object], repeats: int = 7) -> float:

@@ -33,7 +33,7 @@ class Task(NamedTuple):
 
     def network(self) -> Layered:
         """A new network, uncut."""
-        classes = 256 if self.model == "gpt" else 10
+        classes = 256 if self.model in ("gpt", "revgpt") else 10
         return ul.models.build(self.model, input_shape=tuple(self.x.shape[1:]), classes=classes, **self.options)
 
 
@@ -49,6 +49,11 @@ def tasks(names: list[str], head: str) -> list[Task]:
         Task("mlp", "mlp", {"width": 384, "depth": 24}, torch.randn(512, 384), torch.randint(10, (512,))),
         Task("resnet18", "resnet18", {"width": 0.25}, torch.randn(32, 3, 32, 32), torch.randint(10, (32,))),
         Task("gpt", "gpt", {}, torch.randint(256, (16, 128)), torch.randint(256, (16, 128))),
+    ]
+    _, images, text = known
+    known += [
+        images._replace(name="revresnet18", model="revresnet18"),
+        text._replace(name="revgpt", model="revgpt"),
     ]
     return [task._replace(head=head) for task in known if task.name in names]
 

@@ -18,7 +18,8 @@ class Variant:
 
     step: one step of this process; None: it has nothing to do. batch: samples a step trains on. count: how samples per second
     come from the processes: "together" (one training: wall time between barriers), "sum" (independent trainings), "slowest"
-    (each does its part by itself). around: a context for the whole window.
+    (each does its part by itself). around: a context for the whole window. lead: steps before and after those that are timed,
+    so that all processes are in the midst of training meanwhile (by their own seconds, so not for "together").
     """
 
     name: str
@@ -26,6 +27,7 @@ class Variant:
     batch: int
     count: Literal["together", "sum", "slowest"] = "together"
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    lead: int = 0
     steps: int = 0
     rows: list[tuple[int, float, float]] = field(default_factory=list)  # steps, own seconds (0: idle), wall seconds
 
@@ -34,14 +36,20 @@ def window(member: Member, variant: Variant, steps: int) -> tuple[int, float, fl
     """Some steps between two barriers."""
     with variant.around():
         member.barrier.wait()
+        _go(variant, variant.lead)
         begin = time.perf_counter()
-        if variant.step is not None:
-            for _ in range(steps):
-                variant.step()
+        _go(variant, steps)
         own = time.perf_counter() - begin
+        _go(variant, variant.lead)
         member.barrier.wait()
         wall = time.perf_counter() - begin
     return steps, own if variant.step is not None else 0.0, wall
+
+
+def _go(variant: Variant, steps: int) -> None:
+    if variant.step is not None:
+        for _ in range(steps):
+            variant.step()
 
 
 def warm_up(member: Member, variants: Sequence[Variant], seconds: float, steps: int = 3) -> None:

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/reconstruction.py: rounding, training, what is drawn."""
