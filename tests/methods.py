@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import unlocked as ul
 from unlocked.consensus import Consensus
 from unlocked.credit import Credit
+from unlocked.reversible import Coupling, Split
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,15 @@ def mlp(depth: int = 4, norm: bool = False, dropout: float = 0.0, dtype: torch.d
         layers += [nn.Tanh()]
         layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(7, 3)).to(dtype)
+
+
+def reversible_mlp(couplings: int = 6, dropout: float = 0.2, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """A stem, couplings with BatchNorm and dropout in two streams of 6 units, and a classifier for 3 classes; seed 0."""
+    torch.manual_seed(0)
+    inside = [
+        nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(dropout)) for _ in range(couplings)
+    ]
+    return nn.Sequential(nn.Linear(5, 6), Split(), *map(Coupling, inside), nn.Linear(12, 3)).to(dtype)
 
 
 def batch(size: int = 12, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

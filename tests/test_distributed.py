@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
+import unlocked as ul
 from unlocked.worlds import Distributed
 
-from methods import consensus_rules, credits, data, mlp, trainer
+from methods import consensus_rules, credits, data, mlp, reversible_mlp, trainer
 from processes import run_processes
 
 NAMES = [(credit.name, rule.name) for credit, rule in itertools.product(credits(), consensus_rules())]
@@ -120,3 +121,71 @@ def test_the_backends_own_all_reduce_is_the_same_up_to_rounding(replicas, stages
     if replicas == 2:  # a + b = b + a
         assert all(torch.equal(merged[name], x) for name, x in expected.items())
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- pipelines that are never emptied ------------------------------------------------------------------------------------
+
+
+def chain_of(kind, stages):
+    """A plain or a reversible network with BatchNorm and dropout."""
+    model = mlp(4, norm=True, dropout=0.2, dtype=torch.float32) if kind == "plain" else reversible_mlp()
+    return ul.cut(model, stages, like=TRAIN.x[:4])
+
+
+DELAYED = [(row.name, "plain") for row in credits("delayed")] + [("petra", "reversible")]
+
+
+def pipeline(name, kind, world=None, stages=4):
+    (row,) = [row for row in credits("delayed") if row.name == name]
+    return ul.Trainer(
+        chain_of(kind, stages),
+        credit=row.make(),
+        optimizer=lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9),
+        accumulate=3,
+        mitigation=ul.mitigation.DelayCompensation() if name == "pipedream" else None,
+        world=world,
+    )
+
+
+def steps(session, begin, end):
+    for k in range(begin, end):
+        session.step(TRAIN.x[6 * k : 6 * k + 24], TRAIN.y[6 * k : 6 * k + 24])
+
+
+def begun(cluster, folder):
+    """Five steps of every pipeline on all processes, saved with whatever is in flight."""
+    for name, kind in DELAYED:
+        with Distributed(cluster) as world:
+            session = pipeline(name, kind, world)
+            steps(session, 0, 5)
+            session.save(folder / f"{name}-{kind}")
+            steps(session, 5, 6)
+            session.drain()
+
+
+def ended(cluster, folder):
+    """Gone on with, by other processes, to the eighth step."""
+    found = []
+    for name, kind in DELAYED:
+        with Distributed(cluster) as world:
+            session = ul.Trainer.resume(folder / f"{name}-{kind}", chain_of(kind, 4), world=world)
+            steps(session, 5, 8)
+            session.drain()
+            found.append(here(session))
+    return found
+
+
+def test_pipelines_of_four_stages_saved_in_flight_and_resumed_on_other_processes_equal_in_process(tmp_path):
+    run_processes(begun, 4, tmp_path)
+    found = run_processes(ended, 2, tmp_path)
+    for k, (name, kind) in enumerate(DELAYED):
+        session = pipeline(name, kind)
+        steps(session, 0, 8)
+        session.drain()
+        merged = {}
+        for rows in found:
+            merged |= rows[k]
+        expected = here(session)
+        assert merged.keys() == expected.keys()
+        odd = [place for place, x in expected.items() if not torch.equal(x, merged[place])]
+        assert not odd, f"{name} ({kind}): these differ: {odd}"
