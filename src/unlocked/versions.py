@@ -55,6 +55,7 @@ class Versions:
         self.keeps = False
         self.held: Counter[int] = Counter()
         self.kept: dict[int, list[Tensor]] = {}
+        self._today: list[Tensor] | None = None  # while others are in place
         self._parts = list(module.modules())
         self._pointers: list[int] = []
         self._own = _NOWHERE
@@ -86,6 +87,7 @@ class Versions:
 
     def forget(self) -> None:
         """Nobody reads any more."""
+        self.put_back()
         self.held.clear()
         self.kept.clear()
 
@@ -100,9 +102,11 @@ class Versions:
         """What this forward saw."""
         if reading.weights is not None:
             return reading.weights
-        if reading.version == self._worker.version:
-            return [x.detach() for x in self.parameters]
-        return self._old(reading.version)
+        return self.today() if reading.version == self._worker.version else self._old(reading.version)
+
+    def today(self) -> list[Tensor]:
+        """The newest weights, whatever is in place."""
+        return self._today or [x.detach() for x in self.parameters]
 
     def _old(self, version: int) -> list[Tensor]:
         if version not in self.kept:
@@ -133,15 +137,23 @@ class Versions:
 
         A graph made inside may be differentiated outside only if it was made under `saving`.
         """
-        if self.is_today(reading):
-            yield
-            return
-        today = [x.detach() for x in self.parameters]
-        self._put(self.weights(reading))
+        self.put(reading)
         try:
             yield
         finally:
-            self._put(today)
+            self.put_back()
+
+    def put(self, reading: Reading) -> None:
+        """Let the parameters hold the weights of the reading until `put_back`; see `in_place`."""
+        if not self.is_today(reading):
+            self._today = [x.detach() for x in self.parameters]
+            self._put(self.weights(reading))
+
+    def put_back(self) -> None:
+        """Let the parameters hold the newest weights."""
+        if self._today is not None:
+            self._put(self._today)
+            self._today = None
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from ..batch import Batch
 from ..chain import Stage
@@ -39,8 +40,8 @@ from ..errors import InvalidChoice, choose
 from ..flight import Flight, InFlight
 from ..versions import Reading
 from ..worker import Worker
-from .base import Credit, Held
-from .keeping import KeepGraph, Keeping, Messages, loss_seen
+from .base import Credit, Held, objective
+from .keeping import KeepGraph, Keeping, Messages
 
 Drain = Literal["epoch", "end"]
 _LAST = KeepGraph("stash")
@@ -110,6 +111,9 @@ class Delayed(Credit):
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
         flight = self.flight(weights)
         for batch in batches:
+            if worker.last:
+                await self._at_once(worker, stage, weights, batch)
+                continue
             depth = self.depth(worker, weights, batch.number)
             if self.backward_first and depth:
                 while len(flight) >= depth:
@@ -146,39 +150,52 @@ class Delayed(Credit):
         return weights.versions.read()
 
     async def _forward(self, worker: Worker, stage: Stage, weights: Weights, batch: Batch) -> None:
+        entry, x = await self._begin(worker, weights, batch)
+        h = await worker.run("F", self.keeping.forward, worker, stage, weights, entry, x)
+        worker.reading = None
+        await worker.above.send("activation", h.detach())
+
+    async def _backward(self, worker: Worker, stage: Stage, weights: Weights) -> None:
+        entry: InFlight = weights.flight.queue.popleft()
+        received = weights.flight.received
+        worker.at(entry.number)
+        above = received.popleft() if received else await self._from_above(worker)
+        below = await worker.run("B", self.keeping.backward, worker, stage, weights, entry, above)
+        del above
+        await self._end(worker, weights, entry, below)
+
+    async def _at_once(self, worker: Worker, stage: Stage, weights: Weights, batch: Batch) -> None:
+        """The last stage: nothing is updated between its forward and its backward."""
+        entry, x = await self._begin(worker, weights, batch)
+        h = await worker.run("F", self.last.forward, worker, stage, weights, entry, x)
+        entry.h = await worker.run("L", objective, worker, stage, h, batch)
+        worker.reading = None
+        del h, x
+        below = await worker.run("B", self.last.backward, worker, stage, weights, weights.flight.queue.popleft(), ())
+        await self._end(worker, weights, entry, below)
+
+    async def _begin(self, worker: Worker, weights: Weights, batch: Batch) -> tuple[InFlight, Tensor]:
+        """A micro-batch has come: what will be known of it, and the stage's input."""
         worker.at(batch.number)
         x = await worker.below.recv("activation", batch)
         await weights.read()
         entry = InFlight(batch.number, self.reading(worker, weights, batch), self.plain(weights, batch.number))
         weights.flight.queue.append(entry)
         worker.reading = entry.reading.version
-        h = await worker.run("F", self._kept(worker).forward, worker, stage, weights, entry, x)
-        if worker.last:
-            entry.h = await worker.run("L", loss_seen, worker, stage, weights, entry, h, batch)
-        else:
-            await worker.above.send("activation", h.detach())
-        worker.reading = None
+        return entry, x
 
-    async def _backward(self, worker: Worker, stage: Stage, weights: Weights) -> None:
-        entry: InFlight = weights.flight.queue.popleft()
-        worker.at(entry.number)
-        above: Messages = ()
-        if not worker.last:
-            received = weights.flight.received
-            above = received.popleft() if received else await self._from_above(worker)
-        below = await worker.run("B", self._kept(worker).backward, worker, stage, weights, entry, above)
+    async def _end(self, worker: Worker, weights: Weights, entry: InFlight, below: Messages) -> None:
+        """A micro-batch has had its backward."""
         if not worker.first:
             for channel, x in zip(self.messages, below):
                 await worker.below.send(channel, x)
         weights.versions.release(entry.reading.version)
-        del entry, above, below
+        entry.x = entry.h = None  # the update may wait for other replicas; their memory need not
+        del below
         await weights.write()
 
     async def _from_above(self, worker: Worker) -> Messages:
         return tuple([await worker.above.recv(channel) for channel in self.messages])
-
-    def _kept(self, worker: Worker) -> Keeping:
-        return self.last if worker.last else self.keeping
 
     @property
     def last(self) -> Keeping:
@@ -190,4 +207,4 @@ class Delayed(Credit):
     def revive(self, worker: Worker, stage: Stage, weights: Weights, entry: InFlight, graph: Any) -> None:
         """Make again what a checkpoint cannot hold of a micro-batch in flight."""
         worker.at(entry.number)
-        worker.compute(self._kept(worker).revive, (worker, stage, weights, entry, graph))
+        worker.compute(self.keeping.revive, (worker, stage, weights, entry, graph))

@@ -14,14 +14,13 @@ delay that would be a fourth semantics nobody chose, so it is refused: keep the 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, own_memory
+from ..batch import own_memory
 from ..chain import Stage
 from ..consensus.base import Weights
 from ..errors import InvalidChoice
@@ -31,7 +30,7 @@ from ..probes.memory import count_saved
 from ..versions import Reading, Semantics
 from ..work import work
 from ..worker import Worker
-from .base import What, leaf, objective
+from .base import What, leaf
 
 Messages = tuple[Tensor, ...]
 
@@ -62,24 +61,6 @@ def settle(weights: Weights, entry: InFlight) -> None:
         return
     ahead = (weights.pending + len(weights.flight) - 1) // weights.store.accumulate
     entry.reading.weights = mitigating.predict(ahead)
-
-
-@contextlib.contextmanager
-def as_seen(weights: Weights, entry: InFlight) -> Iterator[None]:
-    """Inside, the weights are those this micro-batch sees, also for the backward of what is computed here."""
-    versions, reading = weights.versions, entry.reading
-    if versions.is_today(reading):
-        yield
-        return
-    with versions.saving(reading, "stash"), versions.in_place(reading):
-        yield
-
-
-@work("head-forward")
-def loss_seen(worker: Worker, stage: Stage, weights: Weights, entry: InFlight, h: Tensor, batch: Batch) -> Tensor:
-    """The loss at the last stage's output, with the weights this micro-batch sees (of a head, if it has one)."""
-    with as_seen(weights, entry):
-        return objective(worker, stage, h, batch)
 
 
 def compensated(weights: Weights, entry: InFlight, backward: Callable[[], None]) -> None:
@@ -121,9 +102,9 @@ class KeepGraph:
     def _graph(self, worker: Worker, stage: Stage, weights: Weights, entry: InFlight, again: Any) -> None:
         versions, reading = weights.versions, entry.reading
         assert entry.x is not None
-        if worker.last:  # nothing is updated before its backward
-            with as_seen(weights, entry):
-                entry.h = stage.body(entry.x)
+        if worker.last:  # nothing is updated before its backward, so what it sees stays in place
+            versions.put(reading)
+            entry.h = stage.body(entry.x)
             return
         with versions.saving(reading, self.semantics, again) as entry.saved, versions.in_place(reading):
             entry.h = stage.body(entry.x)
@@ -133,8 +114,9 @@ class KeepGraph:
         assert entry.h is not None and entry.x is not None
         h, (gradient,) = entry.h, messages or (None,)
         entry.h = None  # the graph goes as the backward goes
-        with _NoRecomputation(stage.body, worker, weights.worker.version != entry.reading.version):
+        with _NoRecomputation(stage.body, worker, not (worker.last or weights.versions.is_today(entry.reading))):
             compensated(weights, entry, lambda: torch.autograd.backward(h, gradient))
+        weights.versions.put_back()
         down = _down(entry, entry.x, self.shrink)
         return (entry.x.detach(), *down) if self.with_input and down else down
 

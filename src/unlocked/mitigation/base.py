@@ -65,7 +65,7 @@ class Mitigating:
 
     def drift(self, reading: Reading) -> list[Tensor]:
         """θ_t − θ_{t−τ} of every weight."""
-        return [x.detach() - old for x, old in zip(self.versions.parameters, self.versions.weights(reading))]
+        return [x - old for x, old in zip(self.versions.today(), self.versions.weights(reading))]
 
 
 class Mitigation(ABC):
