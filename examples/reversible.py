@@ -2,8 +2,8 @@
 
     python examples/reversible.py
 
-Two streams of 32 units travel as one tensor. The couplings are run backwards, so nothing of them is kept between a forward and its
-backward; the first layer and the last are not reversible and keep their inputs.
+Two streams of 32 units travel as one tensor. The couplings are run backwards, so nothing of them is kept between a forward
+and its backward; the first layer and the last are not reversible and keep their inputs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -189,3 +190,18 @@ def test_pipelines_of_four_stages_saved_in_flight_and_resumed_on_other_processes
         assert merged.keys() == expected.keys()
         odd = [place for place, x in expected.items() if not torch.equal(x, merged[place])]
         assert not odd, f"{name} ({kind}): these differ: {odd}"
+
+
+def left_in_flight(cluster, links, count):
+    """A program that stops with gradients under way."""
+    began = time.perf_counter()
+    with Distributed(cluster, links=links) as world:
+        session = pipeline("petra", "reversible", world)
+        steps(session, 0, count)
+    return time.perf_counter() - began
+
+
+# over gloo a channel must have been listened to, or its sender waits 15 s at the end
+@pytest.mark.parametrize("links, count", [("shared-memory", 1), ("shared-memory", 5), ("gloo", 5)])
+def test_a_program_may_stop_with_micro_batches_in_flight(links, count):
+    assert max(run_processes(left_in_flight, 4, links, count)) < 10.0

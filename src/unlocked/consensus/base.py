@@ -121,7 +121,7 @@ class Weights:
     def forget(self) -> None:
         """After a step that failed: drop the micro-batches and gradients it left, so that the next one starts clean."""
         self.pending = 0
-        self.flight = None
+        self.flight = self.worker.reading = None
         self.versions.forget()
         self._drop_gradients()
 

@@ -308,14 +308,19 @@ class Distributed(LocalWorkers):
     def close(self) -> None:
         """Leave together with the others; without them, if the run has failed.
 
-        Raises UnlockedError if a message was never taken: the method's sends and receives do not match.
+        Raises UnlockedError if a message was never taken (on another channel than the `crossing` ones): the method's sends
+        and receives do not match.
         """
         well = self.crew.failure is None
         left: list[str] = []
         with contextlib.suppress(LostProcess):
             if well:
-                left = self._wiring.missing()  # also a barrier: everything that was to be taken has been
-                left += [f"{len(box)} on {described(key)}" for key, box in self._boxes.items() if box]
+                left = self._wiring.missing(self.crossing)  # also a barrier: everything that was to be taken has been
+                left += [
+                    f"{len(box)} on {described(key)}"
+                    for key, box in self._boxes.items()
+                    if box and key[2] not in self.crossing
+                ]
         self._wiring.closing()
         with contextlib.suppress(LostProcess):
             if well:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
 import torch.distributed as dist
@@ -68,8 +68,9 @@ class Wiring:
         """A message of the channel has come to the main thread."""
         self._count(self._crew.vitals.got, key)
 
-    def missing(self) -> list[str]:
-        """Channels to this process on which more was sent than came to the main thread; all processes call it."""
+    def missing(self, crossing: Collection[str] = ()) -> list[str]:
+        """Channels to this process, but the `crossing` ones, on which more was sent than came to the main thread; all
+        processes call it."""
         sent: dict[str, int] = {}
         for row in self._crew.share(
             {name: n for name, n in self._crew.vitals.sent.items() if name.startswith(f"{self._name} ")}
@@ -77,6 +78,7 @@ class Wiring:
             sent |= row
         got = self._crew.vitals.got
         lacking = {key: sent.get(self._called(key), 0) - got.get(self._called(key), 0) for key in self._room}
+        lacking = {key: number for key, number in lacking.items() if key[2] not in crossing}
         return [f"{number} on {described(key)}" for key, number in lacking.items() if number > 0]
 
     def _called(self, key: Key) -> str:
