@@ -76,10 +76,13 @@ class Formula:
         return (entry["m"] / (1 - first**count)) / ((entry["u"] / (1 - second**count)).sqrt() + self.optimizer.epsilon)
 
     def ahead(self, x: Tensor, entry: dict[str, Tensor], count: int, tau: int) -> Tensor:
-        opt = self.optimizer
+        opt, v = self.optimizer, entry.get("v")
         for s in range(1, tau + 1):
-            if isinstance(opt, SGD):
-                x = x - opt.rate * entry["v"] * (1.0 if self.name == "linear" else opt.momentum**s)
+            if isinstance(opt, SGD) and self.name == "linear":
+                x = x - opt.rate * v
+            elif isinstance(opt, SGD):
+                v = opt.momentum * v + opt.weight_decay * x  # torch's step with gradient 0
+                x = x - opt.rate * v
             else:
                 later = {"m": entry["m"] * opt.betas[0] ** s, "u": entry["u"] * opt.betas[1] ** s}
                 x = x - opt.rate * self.unit_step(later, count + s)

@@ -327,7 +327,7 @@ def test_checkpointing_inside_a_stage_is_welcome_where_the_input_is_kept(name: s
 def test_statistics_are_left_alone_and_put_back_when_something_fails() -> None:
     norm = nn.BatchNorm1d(3)
     before = {name: x.clone() for name, x in norm.state_dict().items()}
-    with pytest.raises(ZeroDivisionError), statistics_kept(norm):
+    with pytest.raises(ZeroDivisionError), statistics_kept([norm]):
         norm(torch.randn(4, 3))
         raise ZeroDivisionError
     assert norm.track_running_stats

@@ -70,9 +70,12 @@ def load_in_flight(credit: Credit, stage: Stage, weights: Weights, state: Mappin
     if not state["queue"] and state["standing"] is None:
         return
     if not isinstance(credit, Delayed) or not same:
+        carried = (
+            f"{len(state['queue'])} micro-batches in flight" if state["queue"] else "weights that its next step reads"
+        )
         raise BadCheckpoint(
-            f"The checkpoint has {len(state['queue'])} micro-batches in flight, which only the rule it was saved under can "
-            f"go on with; resume without credit= (got {credit!r}), or drain before saving."
+            f"The checkpoint has {carried}, which only the rule it was saved under can go on with; resume without credit= "
+            f"(got {credit!r})" + (", or drain before saving." if state["queue"] else ".")
         )
     _refill(credit, stage, weights, state)
 

@@ -48,6 +48,11 @@ class Fitting:
                 f"This run stopped inside an epoch of batches of {trainer.batch_size}; go on with batch_size="
                 f"{trainer.batch_size}, not {plan.batch_size}."
             )
+        if plan.batch_size < trainer.accumulate:
+            raise InvalidChoice(
+                f"A batch of {plan.batch_size} cannot be split into {trainer.accumulate} micro-batches; give larger batches or "
+                "a smaller accumulate."
+            )
         phases = trainer.credit.phases(trainer.stages)
         if phases > 1 and trainer.epoch and trainer.epochs_per_phase not in (None, plan.epochs):
             raise InvalidChoice(

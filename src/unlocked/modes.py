@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextlib.contextmanager
@@ -21,33 +20,23 @@ def modes_kept(*modules: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-_PARTS: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
-
-
-def parts_of(module: nn.Module) -> list[nn.Module]:
-    """All modules inside, itself included, found once: of a stage, which keeps its make."""
-    if module not in _PARTS:
-        _PARTS[module] = list(module.modules())
-    return _PARTS[module]
-
-
 @contextlib.contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """A second run of a forward inside changes no buffer: statistics are those of the first one.
+def statistics_kept(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """A second run of a forward inside changes no buffer of these modules: statistics are those of the first one.
 
     A BatchNorm in training mode uses its batch's statistics and leaves its running ones alone. Other buffers are put back.
     """
-    parts = parts_of(module)
-    tracked = [
-        part
-        for part in parts
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and part.track_running_stats
-    ]
-    others = [part for part in parts if part._buffers and not isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms, others = [], []
+    for part in parts:
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            norms.append(part)
+        elif part._buffers:
+            others.append(part)
+    tracked = [part for part in norms if part.training and part.track_running_stats]
     for part in tracked:
         part.track_running_stats = False
     try:
-        with buffers_kept([x for part in others for x in part._buffers.values() if x is not None]):
+        with buffers_kept(others):
             yield
     finally:
         for part in tracked:
@@ -55,12 +44,12 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def buffers_kept(buffers: Iterable[Tensor]) -> Iterator[None]:
-    """Whatever happens inside, the buffers are afterwards what they were."""
-    before = [(x, x.clone()) for x in buffers]
+def buffers_kept(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Whatever happens inside, the buffers of these modules are afterwards what they were, also those that were replaced."""
+    before = [(part, name, x, x.clone()) for part in parts for name, x in part._buffers.items() if x is not None]
     try:
         yield
     finally:
         with torch.no_grad():
-            for x, old in before:
-                x.copy_(old)
+            for part, name, x, old in before:
+                part._buffers[name] = x.copy_(old)

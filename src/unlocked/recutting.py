@@ -52,7 +52,15 @@ class Shards:
         for wrong, reason in (
             (heads, f"{method}'s heads belong to the stages they were made for"),
             (len(state["param_groups"]) > 1, "the optimizer has several groups of parameters per stage"),
-            (_in_flight(here["in_flight"]), f"{method} had micro-batches in flight when it was saved"),
+            (_holds(here["in_flight"], "queue", "pending"), f"{method} had micro-batches in flight when it was saved"),
+            (
+                _holds(here["in_flight"], "standing"),
+                f"the next step of {method} reads the weights before its last update",
+            ),
+            (
+                _holds(here["in_flight"], "mitigation"),
+                "the mitigation's averages belong to the stages they were made for",
+            ),
             (here["version"] != first["version"], "the stages have not been updated equally often"),
         ):
             if wrong:
@@ -70,10 +78,12 @@ class Shards:
         return {name: self.tensors[name] for name in names}, {"state": entries, "param_groups": [group]}
 
 
-def _in_flight(packed: Any) -> bool:
-    """Whether a worker's state of what is in flight (as packed by checkpoint.py) holds anything."""
+def _holds(packed: Any, *parts: str) -> bool:
+    """Whether a worker's state of what is in flight (as packed by checkpoint.py) holds one of these."""
     known = dict(packed["map"])
-    return bool(known["queue"] or known["pending"] or known["standing"] is not None)
+    return any(
+        known[part] not in (None, 0, [], {"map": []}) or (known[part] == 0 and part == "standing") for part in parts
+    )
 
 
 def rename_losses(losses: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         consensus=given["consensus"] or restore_method(manifest["consensus"], consensus.ALL, "consensus"),
         optimizer=given["optimizer"] or restore_optimizer(unpack(manifest["optimizer"], defaults)),
         schedule=given["schedule"] or restore_schedule(manifest["schedule"]),
-        mitigation=_mitigation(manifest["mitigation"]),
+        mitigation=given["mitigation"] or _mitigation(manifest["mitigation"]),
         world=given["world"],
         device=given["device"],
         **manifest["options"],

@@ -188,6 +188,8 @@ class Trainer:
         Raises InvalidChoice (batches that do not fit the replicas), NonFiniteLoss (naming the stage).
         """
         shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
+        if self.credit.crossing:  # what is in flight must not change if the caller fills the same tensor again
+            shares = [(x.clone(), y) for x, y in shares]
         return mean_losses(self.update(dict(enumerate(shares))), self.stages)
 
     def update(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -217,11 +219,8 @@ class Trainer:
         if not self.credit.crossing:
             return Timeline()
         self._train_mode()
-        self.world.crossing = frozenset()  # nothing may be left over
-        try:
-            emptied = self._run([(w, self.credit.empty(w, *self._stage(k))) for k, w in enumerate(self.workers)])
-        finally:
-            self.world.crossing = self.credit.crossing
+        programs = [(w, self.credit.empty(w, *self._stage(k))) for k, w in enumerate(self.workers)]
+        emptied = self._run(programs, crossing=frozenset())  # nothing may be left over
         self.book.sent_in(emptied)
         return emptied
 
@@ -231,7 +230,10 @@ class Trainer:
             programs = [(worker, self.credit.collect(worker, self.weights[k])) for k, worker in enumerate(self.workers)]
             self._run(programs, charged=False)
 
-    def _run(self, programs: list[tuple[Worker, Any]], charged: bool = True) -> Timeline:
+    def _run(
+        self, programs: list[tuple[Worker, Any]], charged: bool = True, crossing: frozenset[str] | None = None
+    ) -> Timeline:
+        self.world.crossing = self.credit.crossing if crossing is None else crossing
         try:
             with random_state_kept(self.device):
                 return self.world.run(programs, charged)
@@ -367,6 +369,7 @@ class Trainer:
         schedule: ScheduleFactory | None = None,
         credit: CreditRule | None = None,
         consensus: ConsensusRule | None = None,
+        mitigation: Mitigation | None = None,
         world: World | None = None,
         device: str | torch.device | None = None,
         stages: int | None = None,
@@ -384,6 +387,7 @@ class Trainer:
             "schedule": schedule,
             "credit": credit,
             "consensus": consensus,
+            "mitigation": mitigation,
             "world": world,
             "device": device,
             "stages": stages,

@@ -45,8 +45,8 @@ class Reading:
 class Versions:
     """The versions of one stage's trained weights.
 
-    parameters: those weights, in the order of every list of weights here. keeps: whether a version that is read from is copied
-    before an update. held: how many read from each version. kept: the copies.
+    parameters: those weights, in the order of every list of weights here. parts: the stage's modules. keeps: whether a
+    version that is read from is copied before an update. held: how many read from each version. kept: the copies.
     """
 
     def __init__(self, worker: Worker, module: nn.Module) -> None:
@@ -56,7 +56,7 @@ class Versions:
         self.held: Counter[int] = Counter()
         self.kept: dict[int, list[Tensor]] = {}
         self._today: list[Tensor] | None = None  # while others are in place
-        self._parts = list(module.modules())
+        self.parts = list(module.modules())
         self._pointers: list[int] = []
         self._own = _NOWHERE
 
@@ -125,7 +125,7 @@ class Versions:
 
     def buffers(self) -> list[Tensor]:
         """The module's buffers as they are now."""
-        return [x for part in self._parts for x in part._buffers.values() if x is not None]
+        return [x for part in self.parts for x in part._buffers.values() if x is not None]
 
     def is_today(self, reading: Reading) -> bool:
         """Whether these are the weights in place."""
@@ -186,7 +186,7 @@ class _Kept:
     __slots__ = ("__weakref__", "written", "x")
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.written = x, x._version
+        self.x, self.written = x.detach(), x._version  # with its graph it would keep itself alive
 
 
 class Saved:

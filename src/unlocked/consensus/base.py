@@ -76,8 +76,6 @@ class Weights:
         self.versions = Versions(worker, self.stage)
         self.flight: Any = None
         self.mitigating = None if store.mitigation is None else store.mitigation.start(store.optimizer, self.versions)
-        if self.mitigating is not None:
-            self.mitigating.shares = store.accumulate
         self.pending = 0  # micro-batches whose gradients are waiting for the rest of their update
 
     async def read(self) -> None:

@@ -179,7 +179,8 @@ class Delayed(Credit):
         worker.at(batch.number)
         x = await worker.below.recv("activation", batch)
         await weights.read()
-        entry = InFlight(batch.number, self.reading(worker, weights, batch), self.plain(weights, batch.number))
+        plain = self.plain(weights, batch.number)
+        entry = InFlight(batch.number, self.reading(worker, weights, batch), plain, batch.weight)
         weights.flight.queue.append(entry)
         worker.reading = entry.reading.version
         return entry, x

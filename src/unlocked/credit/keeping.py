@@ -14,7 +14,8 @@ delay that would be a fourth semantics nobody chose, so it is refused: keep the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -23,9 +24,9 @@ from torch import Tensor, nn
 from ..batch import own_memory
 from ..chain import Stage
 from ..consensus.base import Weights
-from ..errors import InvalidChoice
+from ..errors import InvalidChoice, UnlockedError
 from ..flight import InFlight
-from ..modes import buffers_kept, parts_of, statistics_kept
+from ..modes import buffers_kept, statistics_kept
 from ..probes.memory import count_saved
 from ..versions import Reading, Semantics
 from ..work import work
@@ -76,6 +77,7 @@ def compensated(weights: Weights, entry: InFlight, backward: Callable[[], None])
     backward()
     tau = weights.worker.version - entry.reading.version
     with torch.no_grad():
+        mitigating.share = entry.weight
         fresh = mitigating.compensate([x.grad for x in parameters], entry.reading, tau)
         for x, old, new in zip(parameters, before, fresh):
             x.grad = new if old is None else old if new is None else old + new
@@ -114,7 +116,9 @@ class KeepGraph:
         assert entry.h is not None and entry.x is not None
         h, (gradient,) = entry.h, messages or (None,)
         entry.h = None  # the graph goes as the backward goes
-        with _NoRecomputation(stage.body, worker, not (worker.last or weights.versions.is_today(entry.reading))):
+        with _NoRecomputation(
+            weights.versions.parts, worker, not (worker.last or weights.versions.is_today(entry.reading))
+        ):
             compensated(weights, entry, lambda: torch.autograd.backward(h, gradient))
         weights.versions.put_back()
         down = _down(entry, entry.x, self.shrink)
@@ -127,7 +131,7 @@ class KeepGraph:
         saw = entry.reading
         if self.semantics != "stash" and saw.weights is None:
             entry.reading = Reading(worker.version)  # the old weights are gone; what the graph kept of them is in it
-        with buffers_kept(stage.body.buffers()):  # as the first time: a graph of the same make keeps the same tensors
+        with buffers_kept(weights.versions.parts):  # as the first time: a graph of the same make keeps the same tensors
             self._graph(worker, stage, weights, entry, graph)
         entry.reading = saw
 
@@ -153,7 +157,7 @@ class KeepInput:
         settle(weights, entry)
         entry.x = own_memory(x.detach())
         count_saved(entry.x, entry)
-        with torch.no_grad(), weights.versions.in_place(entry.reading):
+        with torch.no_grad(), weights.versions.in_place(entry.reading), unchanged(worker, entry.x):
             return stage.body(entry.x)
 
     @work("forward", "backward", gives=lambda self, worker, stage, weights, entry, messages: (entry.x,))
@@ -166,7 +170,7 @@ class KeepInput:
             with weights.versions.in_place(seen):  # around both: what runs again in the backward sees them, too
                 torch.autograd.backward(stage.body(x), messages[0])
 
-        with statistics_kept(stage.body):
+        with statistics_kept(weights.versions.parts):
             compensated(weights, entry, backward)
         return _down(entry, x, self.shrink)
 
@@ -174,9 +178,23 @@ class KeepInput:
         """Everything is there."""
 
 
+@contextlib.contextmanager
+def unchanged(worker: Worker, x: Tensor) -> Iterator[None]:
+    """Raises UnlockedError if what is done inside writes into `x`, which is kept for later."""
+    before = x._version
+    yield
+    if x._version != before:
+        raise UnlockedError(
+            f"Stage {worker.stage} changes its input in place, but the input is kept to run the forward again; use operations "
+            "that are not in place (inplace=False) there."
+        )
+
+
 def _down(entry: InFlight, x: Tensor, shrink: float) -> Messages:
     """The message to the stage below; none from the first stage, whose input has no gradient."""
     if x.grad is None:
+        if x.requires_grad:
+            raise UnlockedError("A stage's output does not depend on its input, so the stages below it cannot learn.")
         return ()
     return (x.grad if shrink == 1.0 or entry.plain else x.grad * shrink,)
 
@@ -194,8 +212,8 @@ class _NoRecomputation:
     A backward needs none: its graph has names in their place. Only a part of the forward that is run again does.
     """
 
-    def __init__(self, body: nn.Module, worker: Worker, moved: bool) -> None:
-        self._parts = [part for part in parts_of(body) if part._parameters] if moved else []
+    def __init__(self, parts: Iterable[nn.Module], worker: Worker, moved: bool) -> None:
+        self._parts = [part for part in parts if part._parameters] if moved else []
         self._worker = worker
 
     def __enter__(self) -> None:

@@ -24,7 +24,7 @@ Differs from the paper: BatchNorm's running statistics are updated by the forwar
 pipeline is emptied at the end of an epoch unless drain="end".
 
 Limits: J = 1 is backpropagation; learning rate 0 gives backpropagation's gradients up to the rounding of the
-reconstruction. On a network without reversible parts it is FDG with replay, without shrinking.
+reconstruction. On a network without reversible parts it keeps every input: features replay with twice the delay.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class PETRA(Delayed):
         objective="global, approximated",
     )
     hop: ClassVar[int] = 2
+    one_backward: ClassVar[bool] = False  # a weight of two units gets its gradient in two parts
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -69,12 +69,14 @@ class PipeDream2BW(Delayed):
                 f"got {k}; give accumulate={worker.stages - 1} or more."
             )
         step, part = divmod(batch.number, k)
-        wanted = step if self.plain(weights, batch.number) else max(step - 1, 0)
+        if part == 0:  # after a step that failed there may be more or fewer updates than steps
+            flight.base = worker.version - step if flight.standing is None else flight.standing - (step - 1)
+        wanted = flight.base + (step if self.plain(weights, batch.number) else max(step - 1, 0))
         known = wanted < worker.version and (flight.standing == wanted or versions.held.get(wanted))
-        reading = versions.read(wanted if known else None)  # after a step that failed there may be no older version
+        reading = versions.read(wanted if known else None)
         if part == k - 1:
-            versions.hold(step)  # today's: the next step reads it, and an update comes before
+            versions.hold(flight.base + step)  # today's: the next step reads it, and an update comes before
             if flight.standing is not None:
                 versions.release(flight.standing)
-            flight.standing = step
+            flight.standing = flight.base + step
         return reading

@@ -12,8 +12,7 @@ Buffers are left alone by the second run, so BatchNorm statistics count a micro-
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
@@ -31,19 +30,11 @@ from ..versions import Reading
 from ..work import work
 from ..worker import Worker
 from .base import What
-from .keeping import Messages, compensated, ghost, settle
-
-_SEGMENTS: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
+from .keeping import Messages, compensated, ghost, settle, unchanged
 
 
 def segments(body: nn.Module) -> list[nn.Module]:
-    """The units of a body in order, those in a row that are not reversible as one. Found once: a stage keeps its make."""
-    if body not in _SEGMENTS:
-        _SEGMENTS[body] = _segments(body)
-    return _SEGMENTS[body]
-
-
-def _segments(body: nn.Module) -> list[nn.Module]:
+    """The units of a body in order, those in a row that are not reversible as one."""
     parts: list[nn.Module] = []
     for reversible, group in groupby(units(body), is_reversible):
         row = list(group)
@@ -67,7 +58,7 @@ class Reconstruct:
     def forward(self, worker: Worker, stage: Stage, weights: Weights, entry: InFlight, x: Tensor) -> Tensor:
         settle(weights, entry)
         with torch.no_grad(), weights.versions.in_place(entry.reading):
-            return upwards(worker, stage.body, entry, x)
+            return upwards(worker, _segments(weights, stage), entry, x)
 
     @work("forward", "backward", gives=lambda self, worker, stage, weights, entry, messages: (entry.x, entry.x))
     def backward(self, worker: Worker, stage: Stage, weights: Weights, entry: InFlight, messages: Messages) -> Messages:
@@ -76,9 +67,9 @@ class Reconstruct:
 
         def backward() -> None:
             with weights.versions.in_place(seen):
-                below.extend(downwards(worker, stage.body, entry, *messages))
+                below.extend(downwards(worker, _segments(weights, stage), entry, *messages))
 
-        with statistics_kept(stage.body):
+        with statistics_kept(weights.versions.parts):
             compensated(weights, entry, backward)
         return tuple(below)
 
@@ -86,22 +77,31 @@ class Reconstruct:
         """Everything is there."""
 
 
-def upwards(worker: Worker, body: nn.Module, entry: InFlight, x: Tensor) -> Tensor:
+def _segments(weights: Weights, stage: Stage) -> list[nn.Module]:
+    """Those of the stage's body, found once."""
+    flight = weights.flight
+    if flight.segments is None:
+        flight.segments = segments(stage.body)
+    return flight.segments
+
+
+def upwards(worker: Worker, parts: Sequence[nn.Module], entry: InFlight, x: Tensor) -> Tensor:
     """The body's output; notes in `entry` what going down again needs."""
-    for position, part in enumerate(segments(body)):
+    for position, part in enumerate(parts):
         if not is_reversible(part):
             entry.kept[position] = x = own_memory(x.detach())
             count_saved(x, entry)
         before = worker.random_state()
-        x = part(x)
+        with unchanged(worker, x):
+            x = part(x)
         if not torch.equal(before, worker.random_state()):
             entry.random[position] = before
     return x
 
 
-def downwards(worker: Worker, body: nn.Module, entry: InFlight, z: Tensor, gradient: Tensor) -> Messages:
+def downwards(worker: Worker, parts: Sequence[nn.Module], entry: InFlight, z: Tensor, gradient: Tensor) -> Messages:
     """From the body's output and its gradient to its input and its gradient; nothing from the first stage's input."""
-    for position, part in reversed(list(enumerate(segments(body)))):
+    for position, part in reversed(list(enumerate(parts))):
         if position in entry.random:
             worker.set_random_state(entry.random[position])
         if is_reversible(part):
@@ -120,5 +120,6 @@ def _again(part: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor, needed
     x = x.requires_grad_() if needed else x
     with torch.enable_grad():
         h = part(x)
-    torch.autograd.backward(h, gradient)
+    if h.requires_grad:  # the first stage may begin with parts that have nothing to train
+        torch.autograd.backward(h, gradient)
     return x.grad

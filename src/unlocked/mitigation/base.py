@@ -3,8 +3,9 @@
 A mitigation is a frozen set of parameters; `start` makes, for one worker's weights, what does it. It may act at three moments:
 
     before a forward     predict     compute the forward at the weights that are expected when its gradient arrives
-    after a backward     compensate  change this micro-batch's gradient, knowing its measured delay τ and the drift θ_t −
-    θ_{t−τ} at an update         step        look at what a step does
+    after a backward     compensate  change this micro-batch's gradient, knowing its measured delay τ and how far the
+                                     weights have moved since, θ_t − θ_{t−τ}
+    at an update         step        look at what a step does
 
 τ is always measured: the version of the weights now, less the version that the forward saw. With τ = 0 every mitigation is the
 identity, bit for bit.
@@ -40,9 +41,7 @@ class Mitigating:
 
     def __init__(self, optimizer: torch.optim.Optimizer, versions: Versions) -> None:
         self.optimizer, self.versions = optimizer, versions
-        self.shares = (
-            1  # micro-batches per update: what comes to `compensate` is a micro-batch's gradient divided by it
-        )
+        self.share = 1.0  # of the update: what comes to `compensate` is a micro-batch's own gradient times this
 
     def predict(self, tau: int) -> list[Tensor] | None:
         """The weights expected `tau` updates from now; None: compute with those of today."""

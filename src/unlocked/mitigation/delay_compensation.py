@@ -34,7 +34,7 @@ class _Compensated(Mitigating):
         self._squares: list[Tensor] = []
 
     def compensate(self, gradients: list[Tensor | None], reading: Reading, tau: int) -> list[Tensor | None]:
-        k = self.shares
+        k = 1.0 / self.share
         factors: list[float | Tensor] = [k * self._rule.lam] * len(gradients)
         if self._rule.adaptive:
             self._note(gradients)
@@ -51,7 +51,7 @@ class _Compensated(Mitigating):
             self._squares = [torch.zeros_like(x) for x in self.versions.parameters]
         for k, g in enumerate(gradients):
             if g is not None:
-                self._squares[k] = running_square(self._squares[k], g * self.shares, self._rule.decay)
+                self._squares[k] = running_square(self._squares[k], g / self.share, self._rule.decay)
 
     def state(self) -> dict[str, Any]:
         return {"squares": self._squares}

@@ -10,7 +10,8 @@ The forward is computed at θ̂_t. τ: updates that will come before this micro-
 micro-batches in front of it when its forward begins. The learning rate γ is taken to stay what it is. A micro-batch whose
 backward sees the weights of its forward (stash) sees θ̂_t there too; under the other semantics it sees what they say.
 
-Limits: τ = 0, momentum 0 or no step taken yet is the identity.
+Limits: τ = 0, momentum 0 or no step taken yet is the identity (weight decay without
+momentum, and Adam's own, which is part of its gradient, are not foreseen; SGD's with momentum and AdamW's are).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Predicted(Mitigating):
         if isinstance(self.optimizer, torch.optim.SGD):
             return self._sgd(x, group, state, tau)
         if not state:
-            return x.detach()
+            return x.detach().clone()
         return predict_adam(
             x.detach(),
             state["exp_avg"],
@@ -56,15 +57,24 @@ class _Predicted(Mitigating):
             group["betas"],
             group["eps"],
             tau,
+            weight_decay=group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0,
         )
 
     def _sgd(self, x: nn.Parameter, group: dict[str, Any], state: dict[str, Any], tau: int) -> Tensor:
         velocity = state.get("momentum_buffer")
         if velocity is None:
-            return x.detach()
+            return x.detach().clone()
         if self._form == "linear":
             return predict_linear(x.detach(), velocity, float(group["lr"]), tau)
-        return predict_sgd(x.detach(), velocity, float(group["lr"]), group["momentum"], tau)
+        return predict_sgd(
+            x.detach(),
+            velocity,
+            float(group["lr"]),
+            group["momentum"],
+            tau,
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+        )
 
 
 @dataclass(frozen=True)
@@ -95,4 +105,10 @@ class WeightPrediction(Mitigation):
                 f"weight-prediction (form {self.form}) knows the steps of {', '.join(kind.__name__ for kind in kinds)}, not "
                 f"of {type(optimizer).__name__}; take one of these, or another mitigation."
             )
+        for group in [] if optimizer is None else optimizer.param_groups:
+            if group.get("amsgrad") or group.get("dampening"):
+                raise InvalidChoice(
+                    "weight-prediction does not know the steps of amsgrad or of SGD with dampening; leave these out, or take "
+                    "another mitigation."
+                )
         return _Predicted(optimizer, versions, self.form)

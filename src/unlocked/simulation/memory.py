@@ -1,21 +1,18 @@
 """Bytes held on every worker over a timeline, by what the stages' costs and the credit rule say.
 
     held always          weights, buffers, their gradients, the optimizer's state
-    activations          what a rule holds of a micro-batch (`Credit.held`), from the start of its forward to the end
-    of its last
-                         backward there; a graph that is made again, during that backward; a head's, from where the head runs
-                         (its own act L, else the backward) to the same end
+    activations          what a rule holds of a micro-batch (`Credit.held`), from the start of its forward to the end of
+                         its last backward there; a graph that is made again, during that backward; a head's, from
+                         where the head runs (its own act L, else the backward) to the same end
     versions             copies of old weights: version v from the update that ends it to the last backward of a
-    micro-batch that
-                         has seen it
+                         micro-batch that has seen it
     messages             what has left its sender and was not yet taken
 
 A forward without a backward keeps nothing (a stage that is only passed through, or evaluated), unless the rule has
-micro-batches in
-flight between steps. Then a record may begin and end anywhere: backwards are in the order of the forwards, so between
-the oldest
-backward and the newest forward of a worker every micro-batch is in flight, whether its own acts are in the record or not. Which
-weights it saw before the record began is taken from the ones that follow, a whole number of updates later.
+micro-batches in flight between steps. Then a record may begin and end anywhere: backwards are in the order of the forwards,
+so between the oldest backward and the newest forward of a worker every micro-batch is in flight, whether its own acts are
+in the record or not. Which weights it saw before the record began is taken from the ones that follow, a whole number of
+updates later.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Distributed(LocalWorkers):
             {"replicas": replicas, "stages": stages, "seed": seed, "reduction": self._reduction}, "the mesh"
         )
         ranks = placement(replicas, stages, self.crew.size)
-        if self._ranks and self._ranks != ranks:
+        if self._ranks and (self._ranks != ranks or self.crossing):
             raise UnlockedError("This world has another mesh already; make another world for this one.")
         self._ranks = ranks
         for rank, member in enumerate(self.crew.members):

@@ -64,7 +64,11 @@ class InProcess(MeetingWorkers):
         device: torch.device | None = None,
         chain: Chain | None = None,
     ) -> list[Worker]:
-        """The workers of a mesh of N replicas × J stages that live here: all of them, replica by replica."""
+        """The workers of a mesh of N replicas × J stages that live here: all of them, replica by replica.
+
+        Messages that were left over for a mesh before are gone: a world serves one at a time.
+        """
+        self._boxes.clear()
         return [
             Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
             for place in places(replicas, stages)

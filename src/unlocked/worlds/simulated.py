@@ -123,6 +123,7 @@ class Simulated(MeetingWorkers):
         chain: Chain | None = None,
     ) -> list[Worker]:
         """All workers of the mesh. Raises InvalidChoice (more devices than workers; costs of other stages)."""
+        self._boxes.clear()  # messages left over for a mesh before
         if self.costs is None:
             if chain is None:
                 raise InvalidChoice("A simulated world needs costs, or a chain to read them off; give costs=.")
