@@ -9,12 +9,9 @@ import torch
 
 import unlocked as ul
 
-from methods import assert_same, consensus_rules, credits, data, mlp, state, trainer
+from methods import allowed_pairs, assert_same, data, mlp, state, trainer
 
-PAIRS = [
-    pytest.param(credit, rule, id=f"{credit.name}-{rule.name}")
-    for credit, rule in itertools.product(credits(), consensus_rules())
-]
+PAIRS = [pytest.param(credit, rule, id=f"{credit.name}-{rule.name}") for credit, rule in allowed_pairs()]
 OPTIMIZERS = itertools.cycle(
     [
         lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9, nesterov=True),
