@@ -24,8 +24,31 @@ def steps(session, count=3, replicas=1):
     return session
 
 
-@pytest.mark.parametrize("credit", credits(), ids=name_of)
-@pytest.mark.parametrize("row", consensus_rules(), ids=name_of)
+@pytest.mark.parametrize("rule", consensus_rules("one_at_a_time"), ids=name_of)
+@pytest.mark.parametrize("credit", credits("delayed"), ids=name_of)
+def test_delayed_rules_are_refused_where_a_replica_has_one_micro_batch_at_a_time(credit, rule):
+    with pytest.raises(
+        InvalidChoice, match=f"{credit.make().name} has several micro-batches in flight, .* use another"
+    ):
+        trainer(credit.make(), rule.make(), replicas=3)
+
+
+def goes(credit, rule):
+    """Whether two rules go together: delayed ones are refused where a replica has one micro-batch at a time."""
+    return not ("delayed" in credit.laws and "one_at_a_time" in rule.laws)
+
+
+def pairs(rules):
+    return [
+        pytest.param(row, credit, id=f"{row.name}-{credit.name}")
+        for row in rules
+        for credit in credits()
+        if goes(credit, row)
+    ]
+
+
+# v1 of cyclic data parallelism and exchanges beside the computation are a delay, whatever N is
+@pytest.mark.parametrize("row, credit", pairs(consensus_rules("one_is_ordinary")))
 def test_one_replica_of_any_rule_is_independent(row, credit):
     results = []
     for rule in (row.make(), ul.consensus.Independent()):
@@ -41,8 +64,11 @@ def without_batchnorm(row):
     return dataclasses.replace(credit, head=lambda h, outputs: torch.nn.Linear(h.shape[1], outputs).to(h.dtype))
 
 
-# predsim compares the samples of one batch with each other: shards are another objective, even without BatchNorm
-@pytest.mark.parametrize("credit", [row for row in credits() if row.name != "predsim"], ids=name_of)
+# predsim compares the samples of one batch with each other: shards are another objective, even without BatchNorm;
+# under cdp-pipeline some micro-batches see newer weights than others, and shards are split into other ones
+@pytest.mark.parametrize(
+    "credit", [row for row in credits() if row.name not in ("predsim", "cdp-pipeline")], ids=name_of
+)
 @pytest.mark.parametrize("n", [2, 3])
 def test_all_reduce_over_equal_shards_is_the_big_batch(credit, n):
     whole = trainer(without_batchnorm(credit), stages=3)
@@ -55,8 +81,7 @@ def test_all_reduce_over_equal_shards_is_the_big_batch(credit, n):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("row", consensus_rules("equal_replicas"), ids=name_of)
-@pytest.mark.parametrize("credit", credits(), ids=name_of)
+@pytest.mark.parametrize("row, credit", pairs(consensus_rules("equal_replicas")))
 def test_replicas_stay_equal_bit_for_bit(row, credit):
     session = steps(trainer(credit.make(), row.make(), replicas=3), 3, 3)
     first = dict(session.chains[0].named_parameters())

@@ -13,7 +13,7 @@ from unlocked.worlds import Distributed
 from methods import allowed_pairs, consensus_rules, credits, data, mlp, reversible_mlp, trainer
 from processes import run_processes
 
-NAMES = [(credit.name, rule.name) for credit, rule in allowed_pairs()]
+NAMES = [(credit.name, rule.name) for credit, rule in allowed_pairs() if "one_process" not in rule.laws]
 TRAIN, TEST = data(72, dtype=torch.float32), data(60, 1, dtype=torch.float32)
 
 
@@ -133,6 +133,16 @@ def chain_of(kind, stages):
 
 
 DELAYED = [(row.name, "plain") for row in credits("delayed")] + [("petra", "reversible")]
+MITIGATIONS = {
+    "pipedream": ul.mitigation.DelayCompensation(),
+    "pipedream-2bw": ul.mitigation.GapAware(),
+    "cdp-pipeline": ul.mitigation.DelayCompensation(adaptive=True),
+    "delayed-gradients": ul.mitigation.WeightPrediction(),
+    "ddg": ul.mitigation.GapAware(decay=0.9),
+    "features-replay": ul.mitigation.DelayCompensation(adaptive=True),
+    "fdg": ul.mitigation.WeightPrediction("linear"),
+    "petra": ul.mitigation.StalenessAware(),  # needs a delay of two updates
+}
 
 
 def pipeline(name, kind, world=None, stages=4):
@@ -142,7 +152,7 @@ def pipeline(name, kind, world=None, stages=4):
         credit=row.make(),
         optimizer=lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9),
         accumulate=3,
-        mitigation=ul.mitigation.DelayCompensation() if name == "pipedream" else None,
+        mitigation=MITIGATIONS[name],
         world=world,
     )
 

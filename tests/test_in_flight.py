@@ -194,6 +194,31 @@ def test_a_number_of_stages_can_change_only_when_nothing_is_in_flight(name: str,
 
 
 @pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"credit": C.PipeDream2BW()}, "the next step of pipedream-2bw reads the weights before its last update"),
+        ({"credit": C.PipeDream(), "mitigation": M.GapAware()}, "the mitigation's averages belong to the stages"),
+        ({"credit": C.PipeDream(), "mitigation": M.StalenessAware()}, None),
+    ],
+    ids=["standing", "averages", "no averages"],
+)
+def test_what_else_is_carried_forbids_another_number_of_stages(
+    options: Any, reason: str | None, tmp_path: Path
+) -> None:
+    """After the first step what stands is version 0, which counts."""
+    session = ul.Trainer(dense(), optimizer=momentum, accumulate=3, **options)
+    session.step(*batch(dtype=torch.float32))
+    session.drain()
+    session.save(tmp_path)
+    two = ul.cut(mlp(5, norm=True, dropout=0.2, dtype=torch.float32), 2, like=batch()[0].float())
+    if reason is None:
+        ul.Trainer.resume(tmp_path, chain=two, stages=2, optimizer=momentum).step(*batch(dtype=torch.float32))
+        return
+    with pytest.raises(BadCheckpoint, match=reason):
+        ul.Trainer.resume(tmp_path, chain=two, stages=2, optimizer=momentum)
+
+
+@pytest.mark.parametrize(
     ("before", "after"),
     [
         (C.PipeDream(), C.Backprop()),

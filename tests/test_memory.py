@@ -22,6 +22,7 @@ import unlocked as ul
 from unlocked.cli import main
 from unlocked.consensus.base import Weights
 from unlocked.credit.delayed import Delayed
+from unlocked.credit.two_versions import TwoVersions
 from unlocked.errors import BadData
 from unlocked.method_names import make_credit, parse_call
 from unlocked.probes import live as meters
@@ -64,7 +65,7 @@ def size(tensors: Iterable[Tensor]) -> int:
 
 def parts_of(row: Row) -> int:
     """Micro-batches per update that a rule needs on three stages."""
-    return 2 if row.name == "pipedream-2bw" else 1
+    return 2 if row.name in ("pipedream-2bw", "cdp-pipeline") else 1
 
 
 def record_of(session: ul.Trainer) -> dict[str, Any]:
@@ -335,7 +336,7 @@ NETWORKS = {"plain": mlp, "norm": lambda: mlp(norm=True), "reversible": reversib
 def test_measured_is_predicted(row: Row, network: str):
     """To the byte, but for the last stage of a rule that splits a batch: all of its targets lie in one storage, and what
     accumulation weights losses with is two numbers a micro-batch."""
-    accumulate = 2 if row.name.startswith("pipedream-2bw") else 1
+    accumulate = 2 if row.name.startswith(("pipedream-2bw", "cdp-pipeline")) else 1
     adam = functools.partial(torch.optim.Adam, lr=1e-3)
     session = trainer(row.make(), optimizer=adam, model=NETWORKS[network](), accumulate=accumulate)
     credit, parts = session.credit, accumulate * session.credit.parts
@@ -388,7 +389,7 @@ def test_what_delayed_rules_keep_is_what_their_papers_say(stages: int):
         ]
 
 
-FLYING = [(row, 1) for row in RULES if isinstance(row.make(), Delayed) and "2bw" not in row.name]
+FLYING = [(row, 1) for row in RULES if isinstance(row.make(), Delayed) and not isinstance(row.make(), TwoVersions)]
 FLYING += [(row, k) for row in RULES for k in (4,) if row.name.startswith(("pipedream", "petra", "fdg"))]
 
 

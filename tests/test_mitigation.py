@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unlocked as ul
+from unlocked.credit.keeping import KeepGraph
 from unlocked.delays import check_delays
 from unlocked.errors import InvalidChoice
 from unlocked.mitigation import Mitigation
@@ -287,6 +288,20 @@ def test_replicas_that_reduce_stay_equal_however_gradients_travel(name: str, rul
 # ---- refusals ----------------------------------------------------------------------------------------------------------
 
 
+class Mixed(C.PipeDream):
+    """A rule from outside the library whose graphs look at today's weights."""
+
+    name = "mixed"
+    keeping = KeepGraph("current")
+
+
+class Older(C.PipeDream):
+    """A rule from outside the library that sees older weights than the newest."""
+
+    name = "older"
+    sees_newest = False
+
+
 def make(credit: Any, mitigation: Any, optimizer: Any = momentum, **options: Any) -> ul.Trainer:
     return ul.Trainer(
         chain_of([nn.Linear(5, 4), nn.Linear(4, 3)]),
@@ -316,7 +331,9 @@ def make(credit: Any, mitigation: Any, optimizer: Any = momentum, **options: Any
             lambda: make(C.PipeDream(), "gap-aware"),
             "mitigation must be one of ul.mitigation .*StalenessAware.* got str",
         ),
+        (lambda: make(Older(), M.WeightPrediction()), "older computes with .*; weight-prediction would replace them"),
         (lambda: make(C.DelayedGradients(), None, precision="bf16"), "In bf16 a graph keeps casts .* use keep='input'"),
+        (lambda: make(Mixed(), None, precision="bf16"), "so mixed would not see today's weights"),
         (
             lambda: check_delays(C.PETRA(), ul.consensus.TorchDDP(), "float32", None),
             "torch-ddp.* use all-reduce",
@@ -349,6 +366,11 @@ def make(credit: Any, mitigation: Any, optimizer: Any = momentum, **options: Any
 def test_what_does_not_go_together_is_refused_in_a_sentence(act: Any, sentence: str) -> None:
     with pytest.raises(InvalidChoice, match=sentence):
         act()
+
+
+@pytest.mark.parametrize("credit", [C.PipeDream(), C.DelayedGradients(keep="input"), C.PETRA()], ids=repr)
+def test_in_bf16_what_does_not_mix_weights_is_allowed(credit: Any) -> None:
+    check_delays(credit, ul.consensus.AllReduce(), "bf16", M.WeightPrediction())
 
 
 def test_two_versions_need_as_many_micro_batches_as_links() -> None:

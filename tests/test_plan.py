@@ -345,7 +345,9 @@ def test_every_rule_is_tried_once_on_every_mesh_and_those_of_torch_are_named():
     assert names == {kind.name for kind in ul.credit.ALL if not kind.needs_processes}
     pairs = {method.partition("/")[2].partition("@")[0] for method, _, _ in tried} - {""}
     assert pairs == {kind.name for kind in ul.consensus.ALL if not kind.needs_processes} - {"independent"}
-    assert any("torch-gpipe, torch-1f1b, torch-ddp, torch-fully-shard" in line for line in plan.assumptions)
+    assert any(
+        "torch-gpipe, torch-1f1b, torch-ddp, torch-fully-shard, torch-zero1" in line for line in plan.assumptions
+    )
     # interlocking(d) is backprop from d = J−1 on, so it is not tried there
     assert {stages for method, stages, _ in tried if method == "interlocking"} == {4}
     assert "interlocking(d=2)" in {method for method, _, _ in tried}

@@ -21,7 +21,7 @@ from unlocked.models.blocks import ConvBlock
 from unlocked.models.revresnet import DownSampling
 from unlocked.models.revtransformer import attention_branch, mlp_branch
 from unlocked.models.transformer import Block, Embedding, Output
-from unlocked.reversible import Coupling, Split, check, is_reversible, pair, units
+from unlocked.reversible import Coupling, Reversible, Split, check, is_reversible, pair, units
 from unlocked.simulation import profile
 
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -376,6 +376,8 @@ def test_an_inverse_that_fails_is_refused_at_construction() -> None:
         Coupling(nn.Identity(), like=torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(UnlockedError, match=r"allowed is 1\.0e-20"):
         check(Coupling(Affine()), torch.randn(40, 6), 1e-20)
+    with pytest.raises(TypeError, match=r"abstract.*inverse.*reverse"):
+        type("Half", (Reversible,), {"forward": lambda self, z: z})()
     with pytest.raises(InvalidChoice, match="Linear has no methods inverse and reverse"):
         check(nn.Linear(2, 2), x)
 

@@ -245,10 +245,10 @@ def test_the_schedules_are_what_they_are_called(found):
     assert acts("1f1b", 2).endswith("F28 F29 B28 F30 B29 F31 B30 B31")
 
 
-@pytest.mark.parametrize("name", ["gpipe", "gpipe × ddp", "backprop × ddp", "backprop × fully-shard"])
+@pytest.mark.parametrize("name", ["gpipe", "gpipe × ddp", "backprop × ddp"])
 def test_the_bytes_that_torch_sends_are_those_of_the_reference(name, found):
-    """Between stages as in backpropagation; among replicas as many as all-reduce sends (fully-shard: an all-gather and a
-    reduce-scatter), in one update."""
+    """Between stages as in backpropagation; among replicas as many as all-reduce sends, in one update. (What the sharded
+    forms send: test_torch_sharding.py.)"""
     case = next(case for case in CASES if case.name == name)
     session = case.make()
     train(session)

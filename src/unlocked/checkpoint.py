@@ -142,6 +142,10 @@ class Reader:
                 f"{self.path} has checkpoint format {self.manifest.get('format')}, this version reads {FORMAT}."
             )
 
+    def has(self, name: str) -> bool:
+        """Whether there are tensors of that name."""
+        return (self.path / f"{name}.safetensors").exists()
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `name`.safetensors."""
         file = self.path / f"{name}.safetensors"

@@ -11,11 +11,10 @@ from .chain import Stage
 from .consensus.base import Consensus, Weights
 from .credit.base import Credit
 from .credit.delayed import Delayed
-from .credit.delayed_gradients import DelayedGradients
-from .credit.pipedream_2bw import PipeDream2BW
+from .credit.keeping import KeepGraph
 from .errors import BadCheckpoint, InvalidChoice
 from .flight import Flight, InFlight
-from .mitigation import ALL, Mitigation, WeightPrediction
+from .mitigation import ALL, Mitigation
 
 
 def check_delays(credit: Credit, consensus: Consensus, precision: str, mitigation: Mitigation | None) -> None:
@@ -27,20 +26,27 @@ def check_delays(credit: Credit, consensus: Consensus, precision: str, mitigatio
         )
     if not isinstance(credit, Delayed):
         return
+    if consensus.one_at_a_time:
+        raise InvalidChoice(
+            f"{credit.name} has several micro-batches in flight, but under {consensus.name} a replica has one at a time; use "
+            "another consensus rule (all-reduce), or a credit rule without delay. Cyclic data parallelism as a pipeline is the "
+            "credit rule cdp-pipeline."
+        )
     if consensus.needs_processes:
         raise InvalidChoice(
             f"{credit.name} has several forwards in flight, which PyTorch's own data parallelism ({consensus.name}) does not "
             "allow; use all-reduce."
         )
-    if isinstance(credit, DelayedGradients) and credit.keep == "graph" and precision == "bf16":
+    keeping = credit.keeping
+    if isinstance(keeping, KeepGraph) and keeping.semantics == "current" and precision == "bf16":
         raise InvalidChoice(
-            "In bf16 a graph keeps casts of the weights it was made with, so delayed-gradients would not see today's weights; "
+            f"In bf16 a graph keeps casts of the weights it was made with, so {credit.name} would not see today's weights; "
             "use keep='input', another rule (pipedream), or precision='float32'."
         )
-    if isinstance(credit, PipeDream2BW) and isinstance(mitigation, WeightPrediction):
+    if mitigation is not None and mitigation.predicts and not credit.sees_newest:
         raise InvalidChoice(
-            "pipedream-2bw computes with the weights of the step before, by its rule; weight-prediction would replace them. "
-            "Use pipedream with weight-prediction, or another mitigation."
+            f"{credit.name} computes with the weights of the step before, by its rule; {mitigation.name} would replace them. "
+            f"Use pipedream with {mitigation.name}, or another mitigation."
         )
 
 
@@ -56,12 +62,12 @@ def state_in_flight(weights: Weights) -> dict[str, Any]:
         "gradients": [x.grad for x in weights.parameters] if weights.pending else [],
         "mitigation": None if weights.mitigating is None else weights.mitigating.state(),
     }
-    return torch.utils._pytree.tree_map_only(torch.Tensor, _laid_out, state)
+    return laid_out(state)
 
 
 def load_in_flight(credit: Credit, stage: Stage, weights: Weights, state: Mapping[str, Any], same: bool) -> None:
     """The inverse; weights and version are in place. Raises BadCheckpoint if the stage does not make the same graph again."""
-    state = _put_back(state, weights.worker.device or torch.device("cpu"))
+    state = put_back(state, weights.worker.device)
     weights.pending = state["pending"]
     for x, gradient in zip(weights.parameters, state["gradients"]):
         x.grad = gradient
@@ -86,7 +92,7 @@ def _refill(credit: Delayed, stage: Stage, weights: Weights, state: Mapping[str,
     versions.kept = {int(version): row for version, row in state["versions"].items()}
     flight.received.extend(tuple(messages) for messages in state["received"])
     flight.standing = state["standing"]
-    if flight.standing is not None:
+    if flight.standing is not None and credit.stands(worker, weights.store.accumulate):
         versions.hold(flight.standing)
     for saved in state["queue"]:
         entry = InFlight.of(saved)
@@ -101,17 +107,23 @@ def _refill(credit: Delayed, stage: Stage, weights: Weights, state: Mapping[str,
             ) from error
 
 
+def laid_out(state: Any) -> Any:
+    """The state with its tensors and how they lie in memory."""
+    return torch.utils._pytree.tree_map_only(torch.Tensor, _laid_out, state)
+
+
+def put_back(state: Any, device: torch.device | None) -> Any:
+    """The inverse, on the device, in memory of its own (a file's begins anywhere)."""
+    device = device or torch.device("cpu")
+    if isinstance(state, Mapping):
+        if state.keys() == {"order", "values"}:
+            inverse = sorted(range(len(state["order"])), key=state["order"].__getitem__)
+            return state["values"].to(device, copy=True).permute(inverse)
+        return {key: put_back(part, device) for key, part in state.items()}
+    return [put_back(part, device) for part in state] if isinstance(state, list) else state
+
+
 def _laid_out(x: torch.Tensor) -> dict[str, Any]:
     """A tensor and the order of its dimensions in memory, which a file does not keep and which may decide a last bit."""
     order = sorted(range(x.dim()), key=lambda dimension: x.stride(dimension), reverse=True)
     return {"order": order, "values": x.detach().permute(order)}
-
-
-def _put_back(value: Any, device: torch.device) -> Any:
-    """The inverse, on the device, in memory of its own (a file's begins anywhere)."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"order", "values"}:
-            inverse = sorted(range(len(value["order"])), key=value["order"].__getitem__)
-            return value["values"].to(device, copy=True).permute(inverse)
-        return {key: _put_back(part, device) for key, part in value.items()}
-    return [_put_back(part, device) for part in value] if isinstance(value, list) else value

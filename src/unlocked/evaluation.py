@@ -92,9 +92,9 @@ def _through(stage: Stage, visit: Callable[[Tensor], None], x: Tensor) -> Tensor
 
 async def _pass(worker: Worker, stage: Stage, batch: Batch, visit: Callable[[Tensor], None]) -> None:
     """A batch goes through the stage to the next one; `visit` sees the output."""
-    x = await worker.below.recv("evaluation", batch)
+    x = await worker.own_below.recv("evaluation", batch)
     worker.at(batch.number)
-    await worker.above.send("evaluation", worker.seeded(_through, (stage, visit, x)))
+    await worker.own_above.send("evaluation", worker.seeded(_through, (stage, visit, x)))
 
 
 async def _average(worker: Worker, weights: Weights, into: Stages) -> None:
@@ -136,8 +136,9 @@ def _run(trainer: Trainer, program: Callable[[Worker, Weights], Coroutine[Any, A
 
 def _network(trainer: Trainer, copies: bool) -> Stages:
     """The stages, of the workers here, of the network that is judged: replica 0's own, or copies with the mean of all."""
-    if trainer.replicas == 1 and not copies:
-        return {weights.worker.place: weights.stage for weights in trainer.weights}
+    if trainer.networks == 1:
+        whole = [weights for weights in trainer.weights if weights.worker.replica == 0]
+        return {weights.worker.place: weights.plain_copy() if copies else weights.stage for weights in whole}
     stages: Stages = {}
     _run(trainer, lambda worker, weights: _average(worker, weights, stages))
     return {place: stage for place, stage in stages.items() if place.replica == 0}
@@ -217,7 +218,7 @@ def evaluate(trainer: Trainer, batches: Batches, depth: int, refresh: Batches | 
     network = _network(trainer, copies=refresh is not None)
     if refresh is not None:
         refresh_batchnorm(trainer, network, refresh)
-    population = [weights for weights in trainer.weights if trainer.replicas > 1]
+    population = [weights for weights in trainer.weights if trainer.networks > 1]
     stages = {
         place: Score()
         for place, stage in network.items()

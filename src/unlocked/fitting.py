@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from .callbacks import Callback
+from .consensus.base import unused_optimizer
 from .errors import InvalidChoice, LostProcess
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
@@ -118,6 +119,7 @@ class Fitting:
             interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended
             self._step(shares)
         self._drain()
+        trainer.settle()
         trainer.epoch, trainer.batch_in_epoch = trainer.epoch + 1, 0
         self._step_schedules()
         record = self._close_books()
@@ -130,7 +132,8 @@ class Fitting:
     def _streams(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
         """The batches of the replicas that have a worker here, step by step."""
         trainer, plan = self._trainer, self._plan
-        here = sorted({worker.replica for worker in trainer.workers})
+        rule, count = trainer.consensus, trainer.replicas
+        here = sorted({replica for worker in trainer.workers for replica in rule.feeds(worker, count)})
         streams = [
             plan.train.batches(
                 plan.batch_size,
@@ -201,7 +204,8 @@ class Fitting:
             # greedy learning: the schedule of a stage counts only epochs in which that stage was trained
             trained = not one_by_one or weights.worker.stage == trainer.phase
             if weights.store.scheduler is not None and trained:
-                weights.store.scheduler.step()
+                with unused_optimizer():
+                    weights.store.scheduler.step()
 
     def _close_books(self) -> dict[str, Any]:
         """The record of the epoch, of all processes."""

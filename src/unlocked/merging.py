@@ -9,7 +9,7 @@ import torch
 
 from .chain import Chain
 from .consensus.base import Store
-from .restore import describe_optimizer, describe_schedule
+from .restore import describe_optimizer, describe_schedule, in_words
 from .timeline import Timeline
 from .worlds import Distributed, Simulated
 
@@ -22,8 +22,8 @@ _STEPS = 20  # of which acts are kept
 def fingerprint(trainer: Trainer, chain: Chain) -> dict[str, Any]:
     """What must be alike on all processes before the first step; the weights as a digest."""
     return {
-        "credit": repr(trainer.credit),
-        "consensus": repr(trainer.consensus),
+        "credit": in_words(trainer.credit),
+        "consensus": in_words(trainer.consensus),
         "mitigation": repr(trainer.mitigation),
         "clip": trainer.clip,
         "accumulate": trainer.accumulate,

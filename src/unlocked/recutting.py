@@ -41,7 +41,7 @@ class Shards:
         self.entries: dict[str, Any] = {}
         for tensors, described in rows:
             self.tensors |= {name: x for name, x in tensors.items() if name.startswith("body.")}
-            state = unpack(described["optimizer"], tensors)
+            state = optimizer_state(reader, described, tensors)
             self.entries |= state["state"]
             self.group, self.version = state["param_groups"][0], described["version"]
             self.scheduler = None if described["scheduler"] is None else unpack(described["scheduler"], tensors)
@@ -49,16 +49,17 @@ class Shards:
 
     def _refuse(self, reader: Reader, first: Any, here: Any, state: Any, heads: bool) -> None:
         method, stages = reader.manifest["credit"]["name"], reader.manifest["stages"]
+        carried = dict(here["in_flight"]["map"])  # as packed by checkpoint.py
         for wrong, reason in (
             (heads, f"{method}'s heads belong to the stages they were made for"),
             (len(state["param_groups"]) > 1, "the optimizer has several groups of parameters per stage"),
-            (_holds(here["in_flight"], "queue", "pending"), f"{method} had micro-batches in flight when it was saved"),
+            (carried["queue"] or carried["pending"], f"{method} had micro-batches in flight when it was saved"),
             (
-                _holds(here["in_flight"], "standing"),
+                carried["standing"] is not None,  # a version, which may be 0
                 f"the next step of {method} reads the weights before its last update",
             ),
             (
-                _holds(here["in_flight"], "mitigation"),
+                carried["mitigation"] not in (None, {"map": []}),
                 "the mitigation's averages belong to the stages they were made for",
             ),
             (here["version"] != first["version"], "the stages have not been updated equally often"),
@@ -78,12 +79,13 @@ class Shards:
         return {name: self.tensors[name] for name in names}, {"state": entries, "param_groups": [group]}
 
 
-def _holds(packed: Any, *parts: str) -> bool:
-    """Whether a worker's state of what is in flight (as packed by checkpoint.py) holds one of these."""
-    known = dict(packed["map"])
-    return any(
-        known[part] not in (None, 0, [], {"map": []}) or (known[part] == 0 and part == "standing") for part in parts
-    )
+def optimizer_state(reader: Reader, described: Mapping[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """The state of the optimizer that has updated a shard's weights, which may have been another worker's."""
+    keeper = described.get("optimizer_of")
+    if keeper is None:
+        return unpack(described["optimizer"], tensors)
+    name = shard_name(*keeper)
+    return unpack(reader.json(name)["optimizer"], reader.tensors(name))
 
 
 def rename_losses(losses: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:

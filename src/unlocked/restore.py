@@ -28,16 +28,38 @@ def describe_method(method: Any) -> dict[str, Any]:
     return {"name": method.name, "options": options}
 
 
+def is_described(method: Any, described: dict[str, Any]) -> bool:
+    """Whether this is the rule that `describe_method` described; what only the user's code can make is believed to be."""
+    return _comparable(describe_method(method)) == _comparable(described)
+
+
+def _comparable(described: dict[str, Any]) -> dict[str, Any]:
+    options = described["options"].items()
+    return {
+        "name": described["name"],
+        **{key: "?" if isinstance(value, dict) and "?" in value else value for key, value in options},
+    }
+
+
+def in_words(method: Any) -> str:
+    """The rule as a text that is the same on every process; what only the user's code can make is left open."""
+    return str(_comparable(describe_method(method)))
+
+
 def _describe_option(value: Any) -> Any:
     """Plain values as they are, the library's own heads by class and fields, anything else as "?"."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, tuple):
+        return {"row": [_describe_option(one) for one in value]}
     if isinstance(value, heads.HeadSpec):
         return {"head": type(value).__name__, "fields": dataclasses.asdict(value)}  # type: ignore[call-overload]
     return {"?": repr(value)}
 
 
 def _restore_option(described: Any) -> Any:
+    if isinstance(described, dict) and "row" in described:
+        return tuple(_restore_option(one) for one in described["row"])
     if isinstance(described, dict):
         return getattr(heads, described["head"])(**described["fields"])
     return described

@@ -22,6 +22,7 @@ and x itself comes back bit for bit. In a stack the next F sees that error and m
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TypeGuard
 
 import torch
@@ -39,16 +40,16 @@ TOLERANCES: dict[torch.dtype, float] = {
 """What `check` allows by default. For the half precisions it is 2u, the bound above for one coupling and no more."""
 
 
-class Reversible(nn.Module):
+class Reversible(nn.Module, ABC):
     """What can be run backwards; streams travel as one tensor. Any module with these two methods counts (`is_reversible`)."""
 
+    @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
         """The output → the input, without a graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reverse(self, z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The output and its gradient → the input and its gradient; weights' gradients are added to their `.grad`."""
-        raise NotImplementedError
 
 
 class Coupling(Reversible):

@@ -18,15 +18,16 @@ from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, shard_name, unp
 from .cluster import Crew
 from .consensus.base import Weights
 from .cutting import from_recipe_of_chain
-from .delays import load_in_flight, state_in_flight
+from .delays import laid_out, load_in_flight, put_back, state_in_flight
 from .errors import BadCheckpoint
 from .loop import EpochBook, random_state_kept
-from .recutting import Shards, rename_losses
+from .recutting import Shards, optimizer_state, rename_losses
 from .recutting import cut_anew as cut_chain_anew
 from .restore import (
     describe_method,
     describe_optimizer,
     describe_schedule,
+    is_described,
     restore_method,
     restore_optimizer,
     restore_schedule,
@@ -100,7 +101,7 @@ def _agree_on_folder(crew: Crew, writer: Writer, path: str | Path) -> None:
 def _write_shards(trainer: Trainer, writer: Writer) -> None:
     for weights in trainer.weights:
         tensors, described = _shard(weights)
-        if weights.writes_shard:
+        if weights.shard == weights.worker.place:
             writer.tensors(shard_name(*weights.worker.place), tensors)
             writer.json(shard_name(*weights.worker.place), described)
 
@@ -207,8 +208,10 @@ def _shard(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "version": weights.worker.version,
         "parameters": names,
         "optimizer": pack(state, "optimizer", tensors),
+        "optimizer_of": None if weights.updates else list(weights.optimizer_of),
         "scheduler": None if scheduler is None else pack(scheduler.state_dict(), "scheduler", tensors),
         "in_flight": pack(state_in_flight(weights), "in flight", tensors),
+        "carried": pack(laid_out(weights.carried()), "carried", tensors),
     }
     return tensors, described
 
@@ -220,17 +223,22 @@ def _parameter_names(tensors: Mapping[str, Tensor], weights: Weights) -> list[st
 
 
 def _load_shard(trainer: Trainer, weights: Weights, reader: Reader) -> None:
-    name = shard_name(*weights.worker.place)
+    name = shard_name(*weights.shard)
+    if not reader.has(name):  # a rule whose replicas are equal, and not all saved
+        name = shard_name(0, weights.shard.stage)
     tensors, described = reader.tensors(name), reader.json(name)
     mine = stage_tensors(weights.chain, weights.worker.stage)
     copy_into(mine, {key: x for key, x in tensors.items() if key.startswith(("body.", "head."))}, name)
-    weights.worker.version = described["version"]
-    _put_back_optimizer(weights, mine, unpack(described["optimizer"], tensors))
+    weights.begin_at(described["version"])
+    state = optimizer_state(reader, described, tensors)
+    _put_back_optimizer(weights, mine, state if weights.updates else {**state, "state": {}})  # learning rates are all's
     if weights.store.scheduler is not None and described["scheduler"] is not None:
         weights.store.scheduler.load_state_dict(unpack(described["scheduler"], tensors))
     with random_state_kept(trainer.device):
-        same = describe_method(trainer.credit) == reader.manifest["credit"]
+        same = is_described(trainer.credit, reader.manifest["credit"])
         load_in_flight(trainer.credit, weights.stage, weights, unpack(described["in_flight"], tensors), same)
+    if described.get("carried") and is_described(trainer.consensus, reader.manifest["consensus"]):
+        weights.load_carried(put_back(unpack(described["carried"], tensors), weights.worker.device))
 
 
 @torch.no_grad()
@@ -245,8 +253,8 @@ def _load_cut_anew(weights: Weights, shards: Shards) -> None:
     mine = stage_tensors(weights.chain, weights.worker.stage)
     tensors, optimizer = shards.of(list(mine), _parameter_names(mine, weights))
     copy_into(mine, tensors, f"stage {weights.worker.stage}")
-    weights.worker.version = shards.version
-    _put_back_optimizer(weights, mine, optimizer)
+    weights.begin_at(shards.version)
+    _put_back_optimizer(weights, mine, optimizer if weights.updates else {**optimizer, "state": {}})
     if weights.store.scheduler is not None and shards.scheduler is not None:
         weights.store.scheduler.load_state_dict(copy.deepcopy(shards.scheduler))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +95,7 @@ class Trainer:
         self.credit = credit if credit is not None else credit_rules.Backprop()
         self.consensus = consensus if consensus is not None else consensus_rules.Independent()
         self.replicas, self.seed = replicas, seed
+        self.networks = self.consensus.networks(replicas)
         self.clip, self.accumulate, self.precision = clip, accumulate, precision
         self.batchnorm, self.schedule_every, self.mitigation = batchnorm, schedule_every, mitigation
         self.world: World = world if world is not None else InProcess()
@@ -110,14 +110,23 @@ class Trainer:
         self.stages = len(chain)
         _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
         check_delays(self.credit, self.consensus, self.precision, mitigation)
-        self.world.crossing = self.credit.crossing
+        self.consensus.check(self.credit, accumulate)
+        self.world.crossing = self.crossing
         if isinstance(self.world, Simulated):
             self.world.credit = self.credit
-        self.workers: list[Worker] = self.world.mesh(replicas, self.stages, seed, self._context(), self.device, chain)
+        self.sizes = self.consensus.sizes(replicas, self.stages)
+        self.workers: list[Worker] = self.world.mesh(
+            replicas if self.sizes == [replicas] * self.stages else self.sizes,
+            self.stages,
+            seed,
+            self._context(),
+            self.device,
+            chain,
+        )
         if self.crew.size > 1:
             self.crew.agree(fingerprint(self, chain), "the trainer")
         self.template = chain.blank("meta")
-        self.chains = [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
+        self.chains = self.consensus.copies(chain, replicas)
         self._empty_what_is_elsewhere()
         self.weights = [self._make_weights(worker, optimizer, schedule) for worker in self.workers]
         if self.crew.size > 1:
@@ -135,7 +144,13 @@ class Trainer:
         self.activation_curve: list[int] = []
         self.memory: list[dict[str, Any]] = []
         self.training_data: Any = None
+        self._settled = self._aligned = True  # see `settle`, and `Weights.realign`
         self.last_checkpoint: Path | None = None
+
+    @property
+    def crossing(self) -> frozenset[str]:
+        """Channels whose messages may be under way between two steps."""
+        return self.credit.crossing | self.consensus.crossing
 
     @property
     def bytes_sent(self) -> Counter[str]:
@@ -175,7 +190,16 @@ class Trainer:
             self.credit.one_backward and self.mitigation is None
         )  # a mitigated gradient is complete after its backward
         store = Store(
-            made, scheduler, self.schedule_every, self.accumulate, self.clip, self.batchnorm, overlap, self.mitigation
+            made,
+            scheduler,
+            self.schedule_every,
+            self.accumulate,
+            self.clip,
+            self.batchnorm,
+            overlap,
+            self.mitigation,
+            returns=not self.credit.local,
+            replicas=self.replicas,
         )
         return self.consensus.weights(worker, chain, store, self.seed)
 
@@ -202,8 +226,15 @@ class Trainer:
         }
         for worker in self.workers:
             worker.losses.clear()
-        self.timeline = self._run([self._program(w, k, batches[w.replica]) for k, w in enumerate(self.workers)])
+        self._align()
+        self._settled = self._aligned = not self.consensus.crossing
+        self.timeline = self._run(
+            [self._program(w, k, self.consensus.batches(w, batches)) for k, w in enumerate(self.workers)]
+        )
+        self._aligned = True
         self.steps += 1
+        if isinstance(self.world, InProcess):  # elsewhere that would make workers wait for each other
+            self.settle()
         self.book.updates += 1
         self.book.sent_in(self.timeline)
         self.recent.append(self.timeline)
@@ -229,11 +260,30 @@ class Trainer:
         if self.credit.crossing:
             programs = [(worker, self.credit.collect(worker, self.weights[k])) for k, worker in enumerate(self.workers)]
             self._run(programs, charged=False)
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring the newest weights into place on every worker, under rules whose replicas are ahead of each other.
+
+        In process every step ends with it. In the other worlds it is done before weights are saved, evaluated or averaged,
+        and yours to call before you look at the chains; all processes must do so.
+        """
+        self._align()
+        if not self._settled:
+            self._settled = True
+            settled = self._run([(weights.worker, weights.settle()) for weights in self.weights], charged=False)
+            self.book.sent_in(settled)
+
+    def _align(self) -> None:
+        """After a step that failed: let all replicas go on from the same weights."""
+        if not self._aligned:
+            self._settled = self._aligned = True
+            self._run([(weights.worker, weights.realign()) for weights in self.weights], charged=False)
 
     def _run(
         self, programs: list[tuple[Worker, Any]], charged: bool = True, crossing: frozenset[str] | None = None
     ) -> Timeline:
-        self.world.crossing = self.credit.crossing if crossing is None else crossing
+        self.world.crossing = self.crossing if crossing is None else crossing
         try:
             with random_state_kept(self.device):
                 return self.world.run(programs, charged)
@@ -259,7 +309,7 @@ class Trainer:
 
     def _program(self, worker: Worker, k: int, batches: list[Batch]) -> tuple[Worker, Any]:
         stage, weights = self._stage(k)
-        return worker, self.credit.run(worker, stage, batches, weights)
+        return worker, self.credit.run(worker, stage, weights.taken(batches), weights)
 
     def _stage(self, k: int) -> tuple[Stage, Weights]:
         """What the k-th worker here works on."""
@@ -331,6 +381,7 @@ class Trainer:
         `refresh`: data to estimate the statistics from instead; with the policy "refresh" the training data of `fit`.
         On several processes all must call it; the chain is on rank 0, the others get None.
         """
+        self.settle()
         return averaged(self, self._refreshing(refresh))  # type: ignore[return-value]  # None elsewhere, as documented
 
     def _refreshing(self, given: Any = None) -> Iterator[tuple[Tensor, Tensor]] | None:
@@ -344,10 +395,12 @@ class Trainer:
 
     def ensemble(self, x: Tensor) -> Tensor:
         """Mean of the replicas' predicted probabilities for `x`. On several processes: on rank 0, the others get None."""
+        self.settle()
         return ensemble(self, x.to(self.device))  # type: ignore[return-value]
 
     def evaluate(self, data: Any, batch_size: int = 512) -> Evaluation:
         """Scores on `data`: of the network (averaged over the replicas), at every head, of each replica, of the ensemble."""
+        self.settle()
         batches = as_data(data).batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
         depth = self.credit.readout(self.phase, self.stages)
         return evaluate(self, batches, depth, self._refreshing() if self.replicas > 1 else None)
@@ -396,7 +449,12 @@ class Trainer:
 
 
 def _check_world(world: World, credit: CreditRule, consensus: ConsensusRule, workers: int) -> None:
-    """Rules that leave the communicating to PyTorch want a process for every worker."""
+    """Rules that leave the communicating to PyTorch want a process for every worker, some want one for all."""
+    if consensus.needs_one_process and world.crew.size > 1:
+        raise InvalidChoice(
+            f"{consensus!r} keeps all replicas on one device, in one process, got {world.crew.size} processes; start one, or "
+            "take another form."
+        )
     for rule in (credit, consensus):
         if rule.needs_processes and (not isinstance(world, Distributed) or world.crew.size != workers):
             raise InvalidChoice(

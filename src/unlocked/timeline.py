@@ -226,11 +226,22 @@ class Timeline:
 
 def _matched(sent: list[Act], taken: list[Act]) -> Iterator[tuple[Act, Act]]:
     """The messages of one channel of one link: each S with its R."""
+    if sent and sent[0].peer is not None and sent[0].peer[0] != sent[0].replica:
+        yield from _by_turn(sent, taken)  # either replica has a micro-batch of its own
+        return
     by_number = _by_micro_batch(taken)
     rows = [(row, by_number[number]) for number, row in _by_micro_batch(sent).items() if number in by_number]
     for left, came in rows or [(sent, taken)]:
         # where more was taken than sent, the first to be taken were sent before the record began
         yield from zip(left, came[max(0, len(came) - len(left)) :])
+
+
+def _by_turn(sent: list[Act], taken: list[Act]) -> Iterator[tuple[Act, Act]]:
+    """The k-th with the k-th, without those taken first whose sending is not in the record: nothing is taken before it is sent."""
+    skip = 0
+    while any(taking.end < sending.start for sending, taking in zip(sent, taken[skip:])):
+        skip += 1
+    return zip(sent, taken[skip:])
 
 
 def _by_micro_batch(acts: list[Act]) -> dict[int, list[Act]]:

@@ -70,7 +70,8 @@ def _simulated(case: Case, command: commands.Timeline) -> Result:
     found = _run(case, command, case.credit, command.steps)
     rows = lanes(found, case.devices)
     each = -(-case.samples // case.credit.parts)
-    return Result(found, rows, lane_curves(rows, activation_curves(found, case.costs, each, case.credit)))
+    curves = activation_curves(found, case.costs, each, case.credit, between_replicas=False)
+    return Result(found, rows, lane_curves(rows, curves))
 
 
 def _run(case: Case, command: commands.Timeline, credit: Credit, steps: int) -> Timeline:
@@ -94,7 +95,7 @@ def _full(case: Case, command: commands.Timeline) -> dict[str, float] | None:
         return None
     rates = []
     for credit, steps in ((case.credit, filling + 2 * STEADY), (Backprop(), 2 * STEADY)):
-        rates.append(max(seconds_per_update(_run(case, command, credit, steps), STEADY).values()))
+        rates.append(max(seconds_per_update(_run(case, command, credit, steps), STEADY, command.accumulate).values()))
     return {"seconds_per_step": rates[0], "backprop": rates[1]}
 
 
@@ -137,7 +138,7 @@ def _notes(case: Case, result: Result, command: commands.Timeline) -> list[str]:
     phases = case.credit.phases(command.stages)
     if phases > 1:
         notes.append(f"{case.method.credit} trains in {phases} phases; this is the first of them.")
-    silent = not any(act.kind == "M" for act in result.timeline)
+    silent = not any(act.kind == "M" or (act.peer and act.peer[1] == act.stage) for act in result.timeline)
     if command.replicas > 1 and case.made_up and silent and case.method.consensus.name != "independent":
         notes.append(
             f"{case.method.consensus} exchanged nothing, as it chooses among a network's own layers; give --model to see it."

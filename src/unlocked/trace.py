@@ -118,7 +118,7 @@ def _lanes(acts: Timeline, recording: Recording) -> dict[Lane, list[Act]]:
     lanes: dict[Lane, list[Act]] = {}
     for worker in sorted(recording.ranks):
         mine = acts.of(*worker)
-        beside = [act for act in mine if act.kind == "M" and any(_overlap(act, other) for other in mine)]
+        beside = [act for act in mine if act.kind in "MU" and any(_overlap(act, other) for other in mine)]
         moved = {id(act) for act in beside}
         rows = [[act for act in mine if id(act) not in moved]]
         for act in sorted(beside, key=lambda act: act.start):

@@ -50,7 +50,7 @@ class Versions:
     """
 
     def __init__(self, worker: Worker, module: nn.Module) -> None:
-        self._worker, self._module = worker, module
+        self._worker = worker
         self.parameters = [x for x in module.parameters() if x.requires_grad]
         self.keeps = False
         self.held: Counter[int] = Counter()
@@ -155,10 +155,8 @@ class Versions:
             self._put(self._today)
             self._today = None
 
-    @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
-        for x, value in zip(self.parameters, values):
-            x.set_(value)  # type: ignore[call-overload]
+        put_in_place(self.parameters, values)
 
     @contextlib.contextmanager
     def saving(self, reading: Reading, semantics: Semantics, again: Sequence[Any] | None = None) -> Iterator[Saved]:
@@ -168,6 +166,13 @@ class Versions:
             yield saved
         if again is not None and len(saved) != len(again):
             raise RuntimeError(f"it keeps {len(saved)} tensors, not {len(again)}")
+
+
+@torch.no_grad()
+def put_in_place(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Let the parameters hold these values, which are not copied: a later write to a parameter writes to them."""
+    for x, value in zip(parameters, values):
+        x.set_(value)  # type: ignore[call-overload]
 
 
 class _Name:

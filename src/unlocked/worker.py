@@ -7,6 +7,7 @@ A training method is written once, as what one worker does, in these verbs only:
     await worker.above.send(channel, x)               put a message on a FIFO channel (never blocks)
     await worker.replicas.mean(channel, tensors)      meet the same stage of the other replicas
     await worker.until(when)                          let the clock come to `when`
+    await worker.beside(words, program)               another program of this worker, at the same time (worlds/beside.py)
 
 Never hold a context manager of torch (no_grad, autocast, …) across an `await`: it would be on while others run. Put it
 inside the function given to `run`.
@@ -18,7 +19,7 @@ from FIFO channels form a Kahn process network, so the result does not depend on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -43,12 +44,27 @@ class Place(NamedTuple):
 computing: Place | None = None  # the worker whose function runs right now, for instruments (probes/)
 
 
+class Beside(Protocol):
+    """A program that goes on beside a worker's own. `done`: whether it is over by now. Await it for its result, or for what it
+    raised."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+
+
 class Transport(Protocol):
-    """What a world does for its workers. All methods are called by the worker at `here`."""
+    """What a world does for its workers. All methods are called by the worker at `here`. timed: whether acts take time on a
+    clock of the world's own."""
+
+    timed: bool
 
     async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None: ...
 
     async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor: ...
+
+    async def arrived(self, here: Worker, there: Place, channel: str) -> int: ...
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
 
@@ -59,6 +75,10 @@ class Transport(Protocol):
     async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor: ...
 
     async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]: ...
+
+    async def reduce_scatter(self, here: Worker, channel: str, values: Tensor) -> Tensor: ...
+
+    def beside(self, here: Worker, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside: ...
 
     async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any: ...
 
@@ -93,6 +113,10 @@ class Link:
     async def recv(self, channel: str, like: Any = None) -> Tensor:
         """The oldest message of the channel not yet taken; waits for it. `like` hints at its shape, if known."""
         return await self._here.transport.recv(self._here, self._there, channel, like)
+
+    async def arrived(self, channel: str) -> int:
+        """How many messages of the channel could be taken now without waiting; it depends on who is faster."""
+        return await self._here.transport.arrived(self._here, self._there, channel)
 
     async def swap(self, channel: str, x: Tensor) -> Tensor:
         """Send `x` and take what the neighbour sent on the same channel."""
@@ -180,9 +204,28 @@ class Group:
             return [x]
         return await self._here.transport.gather(self._here, channel, x)
 
+    async def reduce_scatter(self, channel: str, values: Tensor) -> Tensor:
+        """This replica's part of the sum of all `values` (k,), summed in the order of the replicas. Read-only.
+
+        Replica r gets entries ⌊kr/N⌋ up to ⌊k(r+1)/N⌋; `gather` is the way back.
+        """
+        if self.size == 1:
+            return values
+        return await self._here.transport.reduce_scatter(self._here, channel, values)
+
     def peer(self, replica: int) -> Link:
         """The link to the same stage in another replica."""
         return Link(self._here, Place(replica, self._here.stage))
+
+
+class Guard(Protocol):
+    """What a consensus rule does around the computations of a worker."""
+
+    async def before(self, kind: str) -> None:
+        """A computation of this kind is about to begin."""
+
+    async def after(self, kind: str) -> None:
+        """It is over."""
 
 
 class Worker:
@@ -190,7 +233,9 @@ class Worker:
 
     Attributes: `replica` i of `replicas.size` N, `stage` j of `stages` J (from 0); `below`, `above`: neighbours in depth;
     `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `reading`: the version
-    that what runs now computes with, if that need not be the newest; `losses`: what `report` was given since the last step.
+    that what runs now computes with, if that need not be the newest; `losses`: what `report` was given since the last step;
+    `own_below`, `own_above`: neighbours in the same replica, where a micro-batch's may be in others (`route`, by its number);
+    `guard`: awaited around every computation, `lens`: entered around every computation, if a consensus rule wants that.
     """
 
     def __init__(
@@ -208,10 +253,14 @@ class Worker:
         self.device = device
         self.below: Link = Link(self, Place(self.replica, self.stage - 1)) if self.stage > 0 else Source()
         self.above: Link = Link(self, Place(self.replica, self.stage + 1)) if self.stage < stages - 1 else Sink()
+        self.own_below, self.own_above = self.below, self.above
+        self.route: Callable[[int], tuple[Link, Link]] | None = None
         self.replicas = Group(self, replicas)
         self.version = 0
         self.reading: int | None = None
         self.losses: list[Tensor] = []
+        self.guard: Guard | None = None
+        self.lens: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
         self._context = context
         self.at(0)
         self._generator = _default_generator(device)
@@ -231,9 +280,11 @@ class Worker:
         """The version of the weights to write into the record of a computation."""
         return self.version if self.reading is None else self.reading
 
-    def at(self, micro_batch: int) -> None:
+    def at(self, micro_batch: int, samples: int = 0) -> None:
         """Begin a micro-batch: what runs from now on is recorded under it and draws its random numbers."""
-        self.micro_batch, self._draws = micro_batch, 0
+        self.micro_batch, self.samples, self._draws = micro_batch, samples, 0
+        if self.route is not None:
+            self.below, self.above = self.route(micro_batch)
         self._draw_seed = mix(self.seed, micro_batch) >> 1  # leaves room to count up
 
     def run(self, kind: str, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
@@ -242,22 +293,35 @@ class Worker:
         Random numbers inside come from a seed made of (run seed, replica, stage, micro-batch, which call): dropout is the
         same in every world and after a resume.
         """
-        return self.transport.execute(self, kind, function, arguments)
+        if self.guard is None:
+            return self.transport.execute(self, kind, function, arguments)
+        return self._guarded(self.guard, kind, function, arguments)
+
+    async def _guarded(self, guard: Guard, kind: str, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        await guard.before(kind)
+        result = await self.transport.execute(self, kind, function, arguments)
+        await guard.after(kind)
+        return result
 
     def compute(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         """For worlds: call the function under this worker's random seed and precision."""
         global computing
         computing = self.place
         try:
-            if self._context is None:
+            if self._context is None and self.lens is None:
                 return self.seeded(function, arguments)
-            with self._context():
+            with contextlib.ExitStack() as stack:
+                for enter in (self._context, self.lens):
+                    if enter is not None:
+                        stack.enter_context(enter())
                 return self.seeded(function, arguments)
         finally:
             computing = None
 
     def seeded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-        """Call the function under this worker's next random seed."""
+        """Call the function under this worker's next random seed; what only moves tensors (`@work()`) draws nothing."""
+        if getattr(function, "work", None) == ():
+            return function(*arguments)
         self._draws += 1
         self._generator.manual_seed(self._draw_seed + self._draws)
         return function(*arguments)
@@ -271,8 +335,19 @@ class Worker:
         self._generator.set_state(state.cpu())
 
     async def until(self, when: float) -> None:
-        """Wait until this worker's clock, counted in its own gradients, is at `when`."""
+        """Wait until this worker's clock, counted in its own gradients since training began, is at `when`.
+
+        In process, and under a virtual clock, those who wait for an earlier moment go on first; on real processes nobody waits.
+        """
         await self.transport.until(self, when)
+
+    def beside(self, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside:
+        """Begin `program(worker)` beside this one: it goes on while this one computes, as far as the world can.
+
+        It is given this worker a second time, with the same verbs; nothing in it may draw random numbers or touch what this
+        program works on. Its channels must have other names than this program's. `words`: what it does, for error messages.
+        """
+        return self.transport.beside(self, words, program)
 
     def report(self, loss: Tensor) -> None:
         """Hand over a loss (scalar, detached) for the books."""

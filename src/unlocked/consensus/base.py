@@ -10,15 +10,18 @@ A rule says what `reduce` and `mix` do (both may be nothing).
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..batch import Batch
 from ..chain import Chain, Stage
 from ..mitigation import Mitigation
 from ..versions import Versions
@@ -48,7 +51,9 @@ class Store:
     update (`clock="step"`) or by the session after every epoch ("epoch"). accumulate: micro-batches per update.
     clip: largest norm of the stage's gradient, or None. batchnorm: see `Weights.write`. overlap: whether a gradient is
     complete once a backward has reached its parameter (`Credit.one_backward`), so that its exchange may begin at once.
+    returns: whether a stage waits for a gradient from the one above. replicas: N.
     mitigation: what is done about gradients of weights that have been updated since, or None.
+    window: steps of a run of the world, all of whose micro-batches are known when it begins.
     """
 
     optimizer: torch.optim.Optimizer
@@ -59,6 +64,9 @@ class Store:
     batchnorm: BatchNormPolicy = "local"
     overlap: bool = False
     mitigation: Mitigation | None = None
+    returns: bool = True
+    replicas: int = 1
+    window: int = 1
 
 
 class Weights:
@@ -72,14 +80,26 @@ class Weights:
         self.stage = chain[worker.stage]
         self.parameters = [parameter for parameter in self.stage.parameters() if parameter.requires_grad]
         self.statistics = [x for x in batchnorm_statistics(self.stage) if x.is_floating_point()]
-        self.writes_shard = True  # False: another worker's shard holds the same
         self.versions = Versions(worker, self.stage)
         self.flight: Any = None
+        self.updates = True  # False: another worker's optimizer updates these weights
+        self.shard = self.optimizer_of = (
+            worker.place
+        )  # under which a checkpoint holds the weights, and the optimizer's state
         self.mitigating = None if store.mitigation is None else store.mitigation.start(store.optimizer, self.versions)
         self.pending = 0  # micro-batches whose gradients are waiting for the rest of their update
 
+    def taken(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """Those of a row of micro-batches that this worker does, decided one by one as it comes to them. Here: all."""
+        return batches
+
     async def read(self) -> None:
         """Before a forward: settle which version of the weights it sees. Here: the one in place."""
+
+    @property
+    def micro_batches(self) -> int:
+        """How many this worker has in the update it is at."""
+        return self.store.accumulate
 
     async def write(self) -> None:
         """A micro-batch's gradient is complete; after the last of `accumulate`, update.
@@ -87,16 +107,20 @@ class Weights:
         With the policy `batchnorm="average"` the replicas' BatchNorm statistics are averaged after each update.
         """
         self.pending += 1
-        if self.pending < self.store.accumulate:
+        if self.pending < self.micro_batches:
             return
         self.pending = 0
         await self.reduce()
-        await self.worker.run("U", self.update)
+        await self.step()
         self.worker.version += 1
         await self.mix()
         if self.store.batchnorm == "average" and self.statistics:
             for mine, mean in zip(self.statistics, await self.worker.replicas.mean("batchnorm", self.statistics)):
                 mine.copy_(mean)
+
+    async def step(self) -> None:
+        """The update."""
+        await self.worker.run("U", self.update)
 
     def update(self) -> None:
         """Clip, step, clear."""
@@ -108,9 +132,12 @@ class Weights:
             store.optimizer.step()
         else:
             self.mitigating.step()
-        if store.scheduler is not None and store.clock == "step":
-            store.scheduler.step()
+        self._step_schedule()
         self._drop_gradients()
+
+    def _step_schedule(self) -> None:
+        if self.store.scheduler is not None and self.store.clock == "step":
+            self.store.scheduler.step()
 
     def _drop_gradients(self) -> None:
         for parameter in self.parameters:  # what optimizer.zero_grad does, without its profiling hooks
@@ -130,8 +157,49 @@ class Weights:
     async def reduce(self) -> None:
         """What happens to the gradient before the step."""
 
+    def move(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what only moves tensors (`@work(gives=…)`) and is no act of its own; or tell what it gives, where nothing is
+        computed."""
+        if self.store.optimizer is not None:
+            return function(*arguments)
+        gives = function.gives  # type: ignore[attr-defined]
+        return None if gives is None else gives(self, *arguments)
+
     async def mix(self) -> None:
         """What happens to the weights after the step."""
+
+    # ---- between two steps: rules whose replicas are ahead of each other have something to do here -------------------
+
+    async def settle(self) -> None:
+        """Bring the newest weights into place: the parameters are θ_T on every worker after T updates."""
+
+    async def realign(self) -> None:
+        """After a step that failed: let all replicas go on from the same weights."""
+
+    def optimizer_state(self) -> list[Tensor]:
+        """The tensors that the optimizer keeps here."""
+        states = self.store.optimizer.state.values()
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+    def begin_at(self, version: int) -> None:
+        """A checkpoint's weights are in place, after so many updates."""
+        self.worker.version = version
+
+    def carried(self) -> dict[str, Any]:
+        """What the rule takes from one step to the next beside weights and optimizer, for a checkpoint: nested dictionaries
+        and lists of tensors, numbers, texts and None."""
+        return {}
+
+    def load_carried(self, state: Mapping[str, Any]) -> None:
+        """The inverse; the weights are in place."""
+
+
+@contextlib.contextmanager
+def unused_optimizer() -> Iterator[None]:
+    """Around a schedule's step, where another worker may make the updates: torch warns that the optimizer has made none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        yield
 
 
 class Consensus(ABC):
@@ -141,6 +209,41 @@ class Consensus(ABC):
     properties: ClassVar[Properties]
     shares_data: ClassVar[bool] = False  # True: the replicas split an epoch; False: each goes through all of it
     needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
+    one_at_a_time: ClassVar[bool] = False  # True: a replica has one micro-batch at a time
+    fewest: ClassVar[int] = 1  # micro-batches per update it needs
+
+    @property
+    def needs_one_process(self) -> bool:
+        """Whether all replicas must live in one process."""
+        return False
+
+    def networks(self, replicas: int) -> int:
+        """How many networks are trained: fewer than replicas if these are the same modules."""
+        return replicas
+
+    def sizes(self, replicas: int, stages: int) -> list[int]:
+        """How many workers each stage has."""
+        return [replicas] * stages
+
+    def batches(self, worker: Worker, given: Mapping[int, list[Batch]]) -> list[Batch]:
+        """The micro-batches of a worker in a step, of those that each replica is given."""
+        return given[worker.replica]
+
+    def check(self, credit: Any, accumulate: int) -> None:  # noqa: B027
+        """Raises InvalidChoice if the rule does not go with this credit rule, or so many micro-batches."""
+
+    def feeds(self, worker: Worker, replicas: int) -> Iterable[int]:
+        """The replicas whose data a worker needs."""
+        return (worker.replica,)
+
+    @property
+    def crossing(self) -> frozenset[str]:
+        """Channels whose messages may be under way between two steps."""
+        return frozenset()
+
+    def copies(self, chain: Chain, replicas: int) -> list[Chain]:
+        """The chains of the replicas, `chain` being the first."""
+        return [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
 
     def distribute(self, worker: Worker, stage: Stage) -> None:  # noqa: B027  # most rules have nothing to do here
         """Called once per worker before its optimizer is made: a rule may change the stage's modules in place."""

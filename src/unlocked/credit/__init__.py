@@ -2,6 +2,7 @@
 
 from .backprop import Backprop
 from .base import Credit
+from .cdp_pipeline import CDPPipeline
 from .ddg import DDG
 from .delayed import Delayed
 from .delayed_gradients import DelayedGradients
@@ -28,6 +29,7 @@ ALL: tuple[type[Credit], ...] = (
     Interlocking,
     PipeDream,
     PipeDream2BW,
+    CDPPipeline,
     DelayedGradients,
     DDG,
     FeaturesReplay,
@@ -44,6 +46,7 @@ __all__ = [
     "FDG",
     "PETRA",
     "Backprop",
+    "CDPPipeline",
     "Credit",
     "Delayed",
     "DelayedGradients",

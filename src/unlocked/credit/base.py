@@ -75,6 +75,7 @@ class Credit(ABC):
     properties: ClassVar[Properties]
     needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
     one_backward: ClassVar[bool] = False  # True: a parameter's gradient is complete once a backward has reached it
+    local: ClassVar[bool] = False  # True: no gradient comes from the stage above
 
     @abstractmethod
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
@@ -126,7 +127,7 @@ class SynchronousCredit(Credit):
 
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
         for batch in batches:
-            worker.at(batch.number)
+            worker.at(batch.number, len(batch.x))
             await self.step(worker, stage, batch, weights)
 
     @abstractmethod

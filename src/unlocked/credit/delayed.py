@@ -62,6 +62,7 @@ class Delayed(Credit):
     one_backward: ClassVar[bool] = True
     hop: ClassVar[int] = 1
     backward_first: ClassVar[bool] = False
+    sees_newest: ClassVar[bool] = True  # whether a forward sees the newest weights; predicted ones may stand for them
 
     def __post_init__(self) -> None:
         choose("drain", self.drain, ("epoch", "end"))
@@ -97,6 +98,10 @@ class Delayed(Credit):
 
     def drains(self, last: bool) -> bool:
         return last or self.drain == "epoch"
+
+    def stands(self, worker: Worker, parts: int) -> bool:
+        """Whether the next step reads the weights before its first update (`Flight.standing`)."""
+        return True
 
     def depth(self, worker: Worker, weights: Weights, number: int) -> int:
         """D_j: micro-batches that stay in flight after this one's turn."""

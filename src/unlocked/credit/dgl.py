@@ -59,6 +59,7 @@ class DGL(SynchronousCredit):
         objective="local",
     )
     one_backward: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         return attach_heads(chain, self.head, self.budget, seed, 0)

@@ -55,6 +55,7 @@ class Greedy(SynchronousCredit):
         delay="0",
         objective="local, one stage at a time",
     )
+    local: ClassVar[bool] = True
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         return attach_heads(chain, self.head, self.budget, seed, 0)

@@ -77,8 +77,7 @@ def compensated(weights: Weights, entry: InFlight, backward: Callable[[], None])
     backward()
     tau = weights.worker.version - entry.reading.version
     with torch.no_grad():
-        mitigating.share = entry.weight
-        fresh = mitigating.compensate([x.grad for x in parameters], entry.reading, tau)
+        fresh = mitigating.compensate([x.grad for x in parameters], entry.reading, tau, entry.weight)
         for x, old, new in zip(parameters, before, fresh):
             x.grad = new if old is None else old if new is None else old + new
 

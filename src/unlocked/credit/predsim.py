@@ -50,6 +50,7 @@ class PredSim(SynchronousCredit):
         objective="local",
     )
     one_backward: ClassVar[bool] = True
+    local: ClassVar[bool] = True
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         return attach_heads(chain, PredSimHead(self.beta, self.statistic), self.budget, seed, 0)

@@ -87,15 +87,17 @@ def _segments(weights: Weights, stage: Stage) -> list[nn.Module]:
 
 def upwards(worker: Worker, parts: Sequence[nn.Module], entry: InFlight, x: Tensor) -> Tensor:
     """The body's output; notes in `entry` what going down again needs."""
+    before = worker.random_state()
     for position, part in enumerate(parts):
         if not is_reversible(part):
             entry.kept[position] = x = own_memory(x.detach())
             count_saved(x, entry)
-        before = worker.random_state()
         with unchanged(worker, x):
             x = part(x)
-        if not torch.equal(before, worker.random_state()):
+        after = worker.random_state()
+        if not torch.equal(before, after):
             entry.random[position] = before
+        before = after  # nothing is drawn between two parts
     return x
 
 

@@ -1,6 +1,6 @@
 """Gradients that shrink at every hop: what DDG, features replay and FDG have in common (FACTS 1.13).
 
-δ^j ← β δ^j  on its way from stage j to stage j − 1, so that stage j learns from β^{J−1−j} of its gradient
+    δ^j ← β δ^j  on its way from stage j to stage j − 1, so that stage j learns from β^{J−1−j} of its gradient
 
 j stage of J (from 0), β shrinking factor. In a warm-up without delay nothing shrinks.
 """

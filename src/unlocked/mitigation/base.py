@@ -41,14 +41,18 @@ class Mitigating:
 
     def __init__(self, optimizer: torch.optim.Optimizer, versions: Versions) -> None:
         self.optimizer, self.versions = optimizer, versions
-        self.share = 1.0  # of the update: what comes to `compensate` is a micro-batch's own gradient times this
 
     def predict(self, tau: int) -> list[Tensor] | None:
         """The weights expected `tau` updates from now; None: compute with those of today."""
         return None
 
-    def compensate(self, gradients: list[Tensor | None], reading: Reading, tau: int) -> list[Tensor | None]:
-        """The gradients to use in place of these, which were read at `reading`, `tau` ≥ 0 updates ago."""
+    def compensate(
+        self, gradients: list[Tensor | None], reading: Reading, tau: int, share: float
+    ) -> list[Tensor | None]:
+        """The gradients to use in place of these, which were read at `reading`, `tau` ≥ 0 updates ago.
+
+        share: > 0, the micro-batch's part of its update; `gradients` are its own gradients times this.
+        """
         return gradients
 
     def step(self) -> None:
@@ -72,6 +76,7 @@ class Mitigation(ABC):
 
     name: ClassVar[str]
     properties: ClassVar[Properties]
+    predicts: ClassVar[bool] = False  # whether forwards may see other weights than the newest
 
     @abstractmethod
     def start(self, optimizer: torch.optim.Optimizer, versions: Versions) -> Mitigating:

@@ -33,11 +33,13 @@ class _Compensated(Mitigating):
         self._rule = rule
         self._squares: list[Tensor] = []
 
-    def compensate(self, gradients: list[Tensor | None], reading: Reading, tau: int) -> list[Tensor | None]:
-        k = 1.0 / self.share
+    def compensate(
+        self, gradients: list[Tensor | None], reading: Reading, tau: int, share: float
+    ) -> list[Tensor | None]:
+        k = 1.0 / share
         factors: list[float | Tensor] = [k * self._rule.lam] * len(gradients)
         if self._rule.adaptive:
-            self._note(gradients)
+            self._note(gradients, share)
             factors = [k * adaptive_lambda(self._rule.lam, square, self._rule.epsilon) for square in self._squares]
         if tau == 0:
             return gradients
@@ -46,12 +48,12 @@ class _Compensated(Mitigating):
             for g, moved, factor in zip(gradients, self.drift(reading), factors)
         ]
 
-    def _note(self, gradients: list[Tensor | None]) -> None:
+    def _note(self, gradients: list[Tensor | None], share: float) -> None:
         if not self._squares:
             self._squares = [torch.zeros_like(x) for x in self.versions.parameters]
         for k, g in enumerate(gradients):
             if g is not None:
-                self._squares[k] = running_square(self._squares[k], g / self.share, self._rule.decay)
+                self._squares[k] = running_square(self._squares[k], g / share, self._rule.decay)
 
     def state(self) -> dict[str, Any]:
         return {"squares": self._squares}

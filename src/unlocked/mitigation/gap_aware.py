@@ -37,7 +37,9 @@ class _Gap(Mitigating):
         self._squares: list[Tensor] = []
         self._highest: list[float] = []
 
-    def compensate(self, gradients: list[Tensor | None], reading: Reading, tau: int) -> list[Tensor | None]:
+    def compensate(
+        self, gradients: list[Tensor | None], reading: Reading, tau: int, share: float
+    ) -> list[Tensor | None]:
         if tau == 0 or not self._count:
             return gradients
         return [

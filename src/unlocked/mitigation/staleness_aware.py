@@ -23,7 +23,9 @@ from .base import Mitigating, Mitigation, Properties
 class _Scaled(Mitigating):
     compensates = True
 
-    def compensate(self, gradients: list[Tensor | None], reading: Reading, tau: int) -> list[Tensor | None]:
+    def compensate(
+        self, gradients: list[Tensor | None], reading: Reading, tau: int, share: float
+    ) -> list[Tensor | None]:
         return [None if g is None else staleness_aware(g, tau) for g in gradients]
 
 

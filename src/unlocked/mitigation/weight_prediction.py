@@ -10,8 +10,8 @@ The forward is computed at θ̂_t. τ: updates that will come before this micro-
 micro-batches in front of it when its forward begins. The learning rate γ is taken to stay what it is. A micro-batch whose
 backward sees the weights of its forward (stash) sees θ̂_t there too; under the other semantics it sees what they say.
 
-Limits: τ = 0, momentum 0 or no step taken yet is the identity (weight decay without
-momentum, and Adam's own, which is part of its gradient, are not foreseen; SGD's with momentum and AdamW's are).
+Limits: τ = 0, momentum 0 or no step taken yet is the identity (weight decay without momentum, and Adam's own, which is part of
+its gradient, are not foreseen; SGD's with momentum and AdamW's are).
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class WeightPrediction(Mitigation):
     form: Form = "exact"
 
     name: ClassVar[str] = "weight-prediction"
+    predicts: ClassVar[bool] = True
     properties: ClassVar[Properties] = Properties(
         title="Weight prediction (Chen et al. 2018)",
         source="F Example 6",

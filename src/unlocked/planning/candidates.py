@@ -15,6 +15,8 @@ from typing import Any
 
 from .. import consensus as consensus_rules
 from .. import credit as credit_rules
+from ..credit.delayed import Delayed
+from ..credit.two_versions import TwoVersions
 from ..method_names import Call, Method, make_consensus, make_credit, parse_call
 
 BACKPROP = Call("backprop")
@@ -61,7 +63,8 @@ def candidates(
             for first in [BACKPROP] if stages == 1 else credits:
                 if not _is_backprop_in_disguise(first, stages):
                     for method in _methods(first, consensuses, count // stages, stages):
-                        seen[Candidate(method, stages, _parts(first, stages, accumulate))] = None
+                        fewest = make_consensus(method.consensus, stages).fewest
+                        seen[Candidate(method, stages, max(_parts(first, stages, accumulate), fewest))] = None
     yield from seen
 
 
@@ -69,7 +72,10 @@ def _methods(credit: Call, consensuses: Sequence[Call], most: int, stages: int) 
     """The rule alone, unless that is one device, and with at most so many replicas."""
     if stages > 1:
         yield Method(credit)
+    delayed = isinstance(make_credit(credit, max(stages, 2)), Delayed)
     for call in consensuses:
+        if delayed and make_consensus(call, stages).one_at_a_time:  # refused by the trainer
+            continue
         for replicas in _widths(most, make_consensus(call, stages).shares_data):
             yield Method(credit, call, replicas)
 
@@ -110,7 +116,7 @@ def _names(kinds: Sequence[Any]) -> list[str]:
 
 def _parts(call: Call, stages: int, accumulate: int) -> int:
     """Micro-batches per update: a power of two where a rule needs more, so that most batches divide evenly."""
-    two_versions = isinstance(make_credit(call, stages), credit_rules.PipeDream2BW)
+    two_versions = isinstance(make_credit(call, stages), TwoVersions)
     return max(accumulate, 1 << (stages - 2).bit_length()) if two_versions else accumulate
 
 

@@ -1,9 +1,8 @@
 """One candidate on the simulated cluster: what it will do there, or why it cannot.
 
-A few updates are simulated, shapes only, after as many as it takes to fill the pipeline of a delayed rule, and the
-later half of them
-is taken for what goes on for ever. One network is what rates are
-of: under rules that split the batch all replicas train one, under the others each trains its own.
+A few updates are simulated, shapes only, after as many as it takes to fill the pipeline of a delayed rule, and the later half
+of them is taken for what goes on for ever. One network is what rates are of: under rules that split the batch all replicas
+train one, under the others each trains its own.
 """
 
 from __future__ import annotations
@@ -240,7 +239,7 @@ class _Prediction:
         total = [0.0] * self._replicas
         for timeline in self._phases:
             slowest = [0.0] * self._replicas
-            for place, interval in seconds_per_update(timeline, STEPS // 2).items():
+            for place, interval in seconds_per_update(timeline, STEPS // 2, self._candidate.accumulate).items():
                 slowest[place.replica] = max(slowest[place.replica], interval)
             total = [a + b for a, b in zip(total, slowest)]
         return total

@@ -1,10 +1,8 @@
 """What the shapes of a chain say its training takes, to stand beside what was measured.
 
-Per stage: bytes of the parameters (with buffers), of their gradients, of the optimizer's state, the most that is kept
-for backward
-at once, and the most of old weights, given which forwards, backwards and updates the method does in which order.
-Nothing here is measured: of the
-step only the order of its acts is used.
+Per stage: bytes of the parameters (with buffers), of their gradients, of the optimizer's state, the most that is kept for
+backward at once, and the most of old weights, given which forwards, backwards and updates the method does in which order.
+Nothing here is measured: of the step only the order of its acts is used.
 """
 
 from __future__ import annotations
@@ -28,11 +26,10 @@ Row = dict[str, Any]
 
 
 def predicted(trainer: Trainer, timeline: Timeline, samples: int) -> list[Row]:
-    """A row for each stage: stage, parameters, gradients, optimizer_state (None if the optimizer is not known),
-    saved, versions.
+    """A row for each stage: stage, parameters, gradients, optimizer_state (None if the optimizer is not known), saved,
+    versions.
 
-    `timeline`: the acts of one update or of several, each with a batch of `samples` per replica, which the method may
-    have split.
+    `timeline`: the acts of one update or of several, each with a batch of `samples` per replica; the method may have split it.
     Raises whatever the network raises if it cannot run on shapes alone.
     """
     part = max(1, samples // (trainer.accumulate * trainer.credit.parts))

@@ -9,8 +9,8 @@ A record of an update:
     processes     per process: rank, peak and categories (live bytes at the worst moment), saved (most bytes kept for backward),
                   curve ([seconds, live bytes], thinned)
     workers       per worker: replica, stage, rank, saved (most bytes kept for backward), versions (most bytes of old weights),
-                  and the sizes of its parameters (with buffers), gradients and optimizer state; peak and categories
-                  of what it made, where tensors were followed
+                  and the sizes of its parameters (with buffers), gradients and optimizer state; peak and categories of what it
+                  made, where tensors were followed
     predicted     per stage: see predicted.py; only in the files of a run
 """
 
@@ -46,9 +46,8 @@ class Metering:
 
     @property
     def wanted(self) -> int:
-        """Updates until one is worth keeping: an optimizer makes its state in the first. Under a delayed rule the
-        pipeline must be
-        full, and the weights that all micro-batches in flight have seen must be different ones."""
+        """Updates until one is worth keeping: an optimizer makes its state in the first. Under a delayed rule the pipeline must
+        be full, and the weights that all micro-batches in flight have seen must be different ones."""
         return 2 + self._trainer.credit.filling(self._trainer.stages, self._trainer.accumulate)
 
     def update(self, shares: Shares) -> dict[str, float]:
@@ -69,15 +68,14 @@ class Metering:
                 stack.callback(_marking(live, weights, copies).remove)
             losses = trainer.update(shares)
             for weights in trainer.weights:  # what the first update has made
-                for x in optimizer_state(weights):
+                for x in weights.optimizer_state():
                     live.mark(OPTIMIZER, x)
         self.records.append(_record(trainer, shares, live, saved, copies))
         return losses
 
 
 class _Copies:
-    """The most bytes of old weights that each worker has kept. They are weights, so nothing counts them as saved for
-    backward."""
+    """The most bytes of old weights that each worker has kept. They are weights: nothing counts them as saved for backward."""
 
     def __init__(self, saved: SavedBytes) -> None:
         self._saved = saved
@@ -90,9 +88,8 @@ class _Copies:
 
 
 def _marking(live: Meter, weights: Weights, copies: _Copies) -> Any:
-    """Before an update all gradients are in place, also those that PyTorch's parallel training puts there by itself,
-    and today's
-    weights have been copied if they will be wanted."""
+    """Before an update all gradients are in place, also those that PyTorch's parallel training puts there by itself, and
+    today's weights have been copied if they will be wanted."""
 
     def mark(*_: Any) -> None:
         copies.look(weights)
@@ -107,7 +104,7 @@ def _register(live: Meter, weights: Weights) -> None:
     place = weights.worker.place
     live.register(PARAMETERS, weights.stage.parameters(), place)
     live.register(BUFFERS, weights.stage.buffers(), place)
-    live.register(OPTIMIZER, optimizer_state(weights), place)
+    live.register(OPTIMIZER, weights.optimizer_state(), place)
     live.register(SAVED, _in_flight(weights), place)
     live.register(OTHER, [x for row in weights.versions.kept.values() for x in row], place)
 
@@ -119,12 +116,6 @@ def _in_flight(weights: Weights) -> list[Tensor]:
         found += [entry.x, *entry.kept.values()]
         found += [] if entry.saved is None or entry.x is None else entry.saved.kept(without=entry.x)
     return [x for x in found if x is not None]
-
-
-def optimizer_state(weights: Weights) -> list[Tensor]:
-    """The tensors a worker's optimizer keeps."""
-    states = weights.store.optimizer.state.values()
-    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def _record(trainer: Trainer, shares: Shares, live: Meter, saved: SavedBytes, copies: _Copies) -> Record:
@@ -153,7 +144,7 @@ def _worker(weights: Weights, rank: int, live: Meter, saved: SavedBytes, copies:
         "saved": saved.workers.get(place, 0),
         "versions": copies.most[place],
         "parameters": _bytes([*weights.stage.parameters(), *weights.stage.buffers()]),
-        "optimizer_state": _bytes(optimizer_state(weights)),
+        "optimizer_state": _bytes(weights.optimizer_state()),
     }
     if not live.workers:
         return known

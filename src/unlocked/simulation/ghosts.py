@@ -96,7 +96,7 @@ def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
 class GhostParameter(Ghost):
     """A weight without values. Hooks wait for its gradient, which every backward of its stage completes."""
 
-    __slots__ = ("hooks",)
+    __slots__ = ("__weakref__", "hooks")
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__(shape, dtype)

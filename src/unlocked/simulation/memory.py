@@ -32,14 +32,15 @@ Changes = list[tuple[float, int]]  # (when, bytes more or less)
 
 
 def activation_curves(
-    timeline: Timeline, costs: Costs, samples: int, credit: Credit | None = None
+    timeline: Timeline, costs: Costs, samples: int, credit: Credit | None = None, *, between_replicas: bool = True
 ) -> dict[Place, Curve]:
     """Bytes of activations and untaken messages of every worker; `samples` in a micro-batch.
 
-    `credit`: the rule, for what it holds; without it, whole graphs within a step.
+    `credit`: the rule, for what it holds; without it, whole graphs within a step. `between_replicas`: whether messages between
+    the same stage of two replicas count, which are weights or their gradients.
     """
     changes: dict[Place, Changes] = defaultdict(list)
-    limits = _limits(timeline)
+    limits, workers = _limits(timeline), [Place(*worker) for worker in timeline.workers()]
     for place, acts in _by_worker(timeline).items():
         held, profile = _held(credit, costs, place), costs[place.stage].profile
         holding = profile.holding(held.what)
@@ -49,9 +50,11 @@ def activation_curves(
             changes[place] += [(one.begin, kept), (one.end, -kept)]
             changes[place] += [(one.backward, again), (one.end, -again)] if again and one.backward is not None else []
             changes[place] += [(one.head, head), (one.end, -head)] if one.head is not None else []
+    if not between_replicas:
+        timeline = Timeline(act for act in timeline if act.peer is None or act.peer[1] != act.stage)
     for place, begin, end, size in _messages(timeline, credit, limits):
         changes[place] += [(begin, size), (end, -size)]
-    return {place: _curve(changes[place]) for place in map(Place._make, timeline.workers())}
+    return {place: _curve(changes[place]) for place in workers}
 
 
 def version_curves(timeline: Timeline, costs: Costs, credit: Credit | None = None) -> dict[Place, Curve]:

@@ -50,9 +50,8 @@ class StageProfile:
     weights: shape and dtype of every trained tensor, the body's first; head_weights: how many of the last are the head's.
     parameters: bytes of all weights and buffers; trained: of the trained ones. kept: bytes the body's forward keeps for its
     backward; head_kept: the head's and the loss's. done: how the body's backward proceeds: (share of its trained bytes whose
-    gradient is complete, share of the backward's time). holdings: what rules hold that do not keep autograd's graph
-    as it is, by
-    `credit.base.Held.what`.
+    gradient is complete, share of the backward's time). holdings: what rules hold that do not keep autograd's graph as it is,
+    by `credit.base.Held.what`.
     """
 
     flops: Mapping[Work, Line]
@@ -69,8 +68,7 @@ class StageProfile:
     holdings: Mapping[str, Holding] = field(default_factory=dict)
 
     def holding(self, what: str) -> Holding:
-        """What the body holds of a micro-batch. Where it was not read: the graph, or an input of float32 and the
-        graph again."""
+        """What the body holds of a micro-batch; where it was not read: the graph, or a float32 input and the graph again."""
         if what in self.holdings:
             return self.holdings[what]
         if what.startswith("graph"):

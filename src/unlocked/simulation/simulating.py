@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,8 +52,9 @@ def simulate(
                 "unlocked compare --world distributed."
             )
     world = Simulated(hardware, costs, tensors=False)
-    world.crossing = credit.crossing
-    workers = world.mesh(replicas, len(costs), seed)
+    sizes = rule.sizes(replicas, len(costs))
+    even = sizes == [replicas] * len(costs)
+    workers = world.mesh(replicas if even else sizes, len(costs), seed)
     blank = None if chain is None else chain.blank("meta")
     bodies = [_body(stage.profile, blank, j) for j, stage in enumerate(costs.stages)]
     stages = {worker.place: _stage(worker, costs, bodies, blank) for worker in workers}
@@ -63,20 +63,29 @@ def simulate(
     for worker in workers:
         stage: Any = stages[worker.place]
         replica: Any = GhostChain({worker.stage: stage}, blank, len(costs))
-        store = Store(None, accumulate=accumulate, overlap=credit.one_backward)  # type: ignore[arg-type]
+        store = Store(
+            None,  # type: ignore[arg-type]
+            accumulate=accumulate,
+            overlap=credit.one_backward,
+            returns=not credit.local,
+            replicas=replicas,
+            window=steps,
+        )
         weights = rule.weights(worker, replica, store, seed)
-        programs.append((worker, credit.run(worker, stage, batches, weights)))
+        mine = batches if even else _dealt(rule, worker, batches, replicas, accumulate)
+        programs.append((worker, credit.run(worker, stage, weights.taken(mine), weights)))
     world.haunt(stages)
-    world.crossing, world.credit = credit.crossing, credit
+    world.crossing, world.credit = credit.crossing | rule.crossing, credit
     return world.run(programs)
 
 
-def seconds_per_update(timeline: Timeline, last: int) -> dict[Place, float]:
+def seconds_per_update(timeline: Timeline, last: int, accumulate: int = 1) -> dict[Place, float]:
     """Seconds from one update to the next at each worker, the mean over its `last` ones of more than as many."""
     ends: dict[Place, dict[int, float]] = {}
     for act in timeline:
-        if act.kind == "U":  # what follows an update under the same micro-batch belongs to it
-            ends.setdefault(Place(act.replica, act.stage), {}).setdefault(act.micro_batch, act.end)
+        if act.kind == "U":  # what comes with an update in the same step belongs to it
+            mine, step = ends.setdefault(Place(act.replica, act.stage), {}), act.micro_batch // accumulate
+            mine[step] = max(mine.get(step, 0.0), act.end)
     rows = {place: list(row.values()) for place, row in ends.items()}
     return {place: (row[-1] - row[-1 - last]) / last for place, row in rows.items()}
 
@@ -92,7 +101,13 @@ def _stage(worker: Worker, costs: Costs, bodies: list[GhostBody], chain: Chain |
     )
 
 
-def _batches(costs: Costs, count: int, samples: int, accumulate: int, phase: int) -> Iterable[Batch]:
+def _dealt(rule: Consensus, worker: Worker, batches: list[Batch], replicas: int, accumulate: int) -> list[Batch]:
+    """What a rule gives a worker, where the stages have different numbers of them."""
+    steps = [batches[k : k + accumulate] for k in range(0, len(batches), accumulate)]
+    return [batch for step in steps for batch in rule.batches(worker, dict.fromkeys(range(replicas), step))]
+
+
+def _batches(costs: Costs, count: int, samples: int, accumulate: int, phase: int) -> list[Batch]:
     first = costs[0].profile
     x: Any = Ghost((samples, *first.input))
     y: Any = Ghost((samples,), torch.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class World(Protocol):
 
     def mesh(
         self,
-        replicas: int,
+        replicas: int | Sequence[int],
         stages: int,
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] | None = None,
@@ -40,6 +40,7 @@ class World(Protocol):
         """The workers of a mesh of N replicas × J stages that live in this process.
 
         Args:
+            replicas: N for every stage, or one number for each.
             seed: of all their random numbers. context: entered around every computation (autocast), or None.
             device: where they compute. chain: the network; a world with a clock reads its costs off it.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import types
+from collections import deque
 from collections.abc import Coroutine, Generator, Hashable, Iterable
 from typing import Any
 
@@ -17,6 +18,12 @@ def until(when: float) -> Generator[float, None, None]:
     yield when
 
 
+@types.coroutine
+def last() -> Generator[None, None, None]:
+    """Let everybody else go on who is to do something at this moment."""
+    yield None
+
+
 class Clock(Scheduler):
     """`now` is the time of whoever is going on.
 
@@ -28,17 +35,21 @@ class Clock(Scheduler):
         super().__init__()
         self.now = 0.0
         self._moments: list[float] = []
+        self._last: deque[Running] = deque()  # who lets all others of this moment go first
         self._rows: dict[float, list[Running]] = {}
 
     def start_at(self, programs: Iterable[tuple[float, Worker, Coroutine[Any, Any, None]]]) -> None:
         """Add programs, each with the time at which it begins."""
         for when, worker, program in programs:
-            self._later(when, Running(worker, program, False))
+            self._go_on_at(when, Running(worker, program, False))
 
     def run_ready(self) -> None:
         """Let everybody go on, moment by moment, until all wait for something without a time, or are done."""
         while True:
             super().run_ready()
+            if self._last and self.now not in self._rows:
+                self._ready.append(self._last.popleft())
+                continue
             if not self._moments:
                 return
             self.now = heapq.heappop(self._moments)
@@ -47,7 +58,7 @@ class Clock(Scheduler):
     def wake_at(self, key: Hashable, when: float) -> None:
         """Whoever waits for this key goes on at `when`."""
         for running, _ in self._waiting.pop(key, ()):
-            self._later(when, running)
+            self._go_on_at(when, running)
 
     @property
     def idle(self) -> bool:
@@ -57,13 +68,14 @@ class Clock(Scheduler):
     def close(self) -> None:
         """End all coroutines."""
         super().close()
-        for row in self._rows.values():
+        for row in [*self._rows.values(), self._last]:
             for running in row:
                 running.program.close()
+        self._last.clear()
         self._rows.clear()
         self._moments.clear()
 
-    def _later(self, when: float, running: Running) -> None:
+    def _go_on_at(self, when: float, running: Running) -> None:
         row = self._rows.get(when)
         if row is None:
             self._rows[when] = [running]
@@ -71,10 +83,12 @@ class Clock(Scheduler):
         else:
             row.append(running)
 
-    def _park(self, running: Running, wait: Wait | float) -> None:
-        if type(wait) is not float:
+    def _park(self, running: Running, wait: Wait | float | None) -> None:
+        if wait is None:
+            self._last.append(running)
+        elif type(wait) is not float:
             super()._park(running, wait)  # type: ignore[arg-type]
         elif wait > self.now:
-            self._later(wait, running)
+            self._go_on_at(wait, running)
         else:
             self._ready.append(running)

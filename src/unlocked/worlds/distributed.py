@@ -14,8 +14,9 @@ import contextlib
 import os
 import queue
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -28,19 +29,21 @@ from ..cluster import Cluster
 from ..errors import InvalidChoice, LostProcess, UnlockedError, choose
 from ..rng import seed_of
 from ..timeline import Timeline
-from ..worker import Place, Worker
+from ..worker import Beside, Place, Worker
 from . import exchange
 from .backend import Reduced
 from .base import Program
-from .local import LocalWorkers, bytes_of, on
+from .beside import SideThread, Threaded
+from .local import sizes
 from .placement import placement
-from .wiring import Event, Links, Wiring, described
+from .wired import Wired
+from .wiring import Event, Links, Wiring
 
 Reduction = Literal["ordered", "backend"]
 _TOLD_WITHIN = 3.0  # seconds
 
 
-class Distributed(LocalWorkers):
+class Distributed(Wired):
     """The world of several processes.
 
     Args:
@@ -57,20 +60,20 @@ class Distributed(LocalWorkers):
     def __init__(
         self, cluster: Cluster | None = None, *, links: Links = "auto", ahead: int = 2, reduction: Reduction = "ordered"
     ) -> None:
-        super().__init__()
         choose("reduction", reduction, ("ordered", "backend"))
         if ahead < 1:
             raise InvalidChoice(f"ahead={ahead} is not possible; a process must be allowed at least 1 window.")
-        self.crew = cluster if cluster is not None else Cluster.join()
+        crew = cluster if cluster is not None else Cluster.join()
         self._own_cluster = cluster is None
-        self._name = f"world-{self.crew.count_worlds()}"
+        self._name = f"world-{crew.count_worlds()}"
+        super().__init__(crew, Wiring(crew, self._name, links))
         self._ahead, self._reduction, self._window = ahead, reduction, 0
-        self._ranks: dict[Place, int] = {}
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        self._wiring = Wiring(self.crew, self._name, links)
-        self._events = self._wiring.events
+        self.events = self.wiring.events
+        self.waits, self._waiting_lock = False, threading.Lock()
+        self._side = SideThread(self)
         self._running = False  # inside `run`
-        self.crew.on_failure(self._events.put)
+        self.crew.on_failure(self.events.put)
         self.crew.on_failure(self._abandon)
 
     def __enter__(self) -> Distributed:
@@ -85,7 +88,7 @@ class Distributed(LocalWorkers):
 
     def mesh(
         self,
-        replicas: int,
+        replicas: int | Sequence[int],
         stages: int,
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] | None = None,
@@ -94,7 +97,7 @@ class Distributed(LocalWorkers):
     ) -> list[Worker]:
         """The workers placed on this process. Raises InvalidChoice (more processes than workers), CannotJoin."""
         self.crew.agree(
-            {"replicas": replicas, "stages": stages, "seed": seed, "reduction": self._reduction}, "the mesh"
+            {"replicas": str(replicas), "stages": stages, "seed": seed, "reduction": self._reduction}, "the mesh"
         )
         ranks = placement(replicas, stages, self.crew.size)
         if self._ranks and (self._ranks != ranks or self.crossing):
@@ -103,12 +106,13 @@ class Distributed(LocalWorkers):
         for rank, member in enumerate(self.crew.members):
             here = [str(place) for place, owner in self._ranks.items() if owner == rank]
             member["workers"] = ": " + ", ".join(here)
+        size = sizes(replicas, stages)
         workers = [
-            Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
+            Worker(self, place, size[place.stage], stages, seed_of(seed, "worker", *place), context, device)
             for place, rank in self._ranks.items()
             if rank == self.crew.rank
         ]
-        if self._reduction == "backend" and replicas > 1:
+        if self._reduction == "backend" and size[workers[0].stage] > 1:
             self.process_group(workers[0], "replicas")  # now, when all come to it: later some would wait for others
         return workers
 
@@ -135,6 +139,7 @@ class Distributed(LocalWorkers):
             while not self._scheduler.idle:
                 self._handle(self._wait_for_event())
                 self._scheduler.run_ready()
+            self._side.refuse_running()
         except LostProcess:
             raise
         except RuntimeError as error:
@@ -160,7 +165,7 @@ class Distributed(LocalWorkers):
         deadline = time.monotonic() + _TOLD_WITHIN
         with contextlib.suppress(queue.Empty):
             while True:
-                event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+                event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
                 if isinstance(event, str):
                     return event
         return None
@@ -174,83 +179,72 @@ class Distributed(LocalWorkers):
             print(f"error: {sentence}", file=sys.stderr, flush=True)
             os._exit(1)
 
+    @property
+    def window(self) -> int:
+        """How many have been run."""
+        return self._window
+
     def _hold_back(self) -> None:
         """Wait until what was sent in windows long past has left."""
         limit = self._window - self._ahead
-        for oldest in self._wiring.oldest():
+        for oldest in self.wiring.oldest():
             while (window := oldest()) is not None and window <= limit:
                 self._handle(self._wait_for_event())
 
     def _wait_for_event(self) -> Event:
-        vitals = self.crew.vitals
-        vitals.words = self._scheduler.stuck
-        vitals.waiting = True
+        self.crew.vitals.words = self._words
+        self.idles(self, True)
         try:
-            return self._events.get()
+            return self.events.get()
         finally:
-            vitals.waiting = False
-            vitals.activity += 1
+            self.idles(self, False)
+
+    def idles(self, thread: Distributed | SideThread, waits: bool) -> None:
+        """One of the threads begins or ends to wait: the process waits while both do."""
+        vitals = self.crew.vitals
+        with self._waiting_lock:
+            thread.waits = waits
+            vitals.waiting = self.waits and self._side.waits
+            vitals.activity += not waits
+
+    def _words(self) -> str:
+        return "; ".join(filter(None, (self._scheduler.stuck(), self._side.words())))
 
     def _handle(self, event: Event) -> None:
-        """A message has arrived, or something was sent (None), or a process is lost (a sentence)."""
+        """A message has arrived, something was sent (None), a program beside is over, or a process is lost (a sentence)."""
         if isinstance(event, str):
             raise LostProcess(event)
-        if event is not None:
-            self._wiring.arrived(event[0])
+        if isinstance(event, Threaded):
+            if event.error is not None:
+                raise event.error
+            self._scheduler.wake(event)
+        elif event is not None:
+            self.wiring.arrived(event[0])
             self._deliver(*event)
 
     def progress(self) -> None:
         """Let exchanges go on that were begun beside a computation; called from inside it."""
-        while not self._events.empty():
-            self._handle(self._events.get())
+        while not self.events.empty():
+            self._handle(self.events.get())
         self._scheduler.run_tasks()
 
-    # ---- the verbs -------------------------------------------------------------------------------------------------
-
-    async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
-        """Into the link or, if the other lives here, into its mailbox; never waits."""
-        begin = time.perf_counter()
-        wire = self._put(here, there, channel, x)
-        self.record(here, "S", channel, bytes_of(x), there, begin, waited=True, wire=wire)
-
-    async def recv(self, here: Worker, there: Place, channel: str, like: Any) -> Tensor:
-        """The oldest message; the act lasts as long as the worker waited for it."""
-        begin = time.perf_counter()
-        x = await self._get(here, there, channel)
-        self.record(here, "R", channel, bytes_of(x), there, begin, waited=True)
-        return x
+    # ---- the verbs, where they are not those of wired.py --------------------------------------------------------------
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Mean over the replicas, wherever they live."""
         if self._reduction == "backend":
             return await self._backend_mean(here, channel, tensors)
-        begin, member = time.perf_counter(), _Member(self, here, channel)
-        means = await exchange.mean(member, tensors)
-        size = exchange.mean_bytes(tensors, here.replica, here.replicas.size)
-        self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
-        return means
+        return await super().mean(here, channel, tensors)
 
     def begin_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Awaitable[Sequence[Tensor]]:
         """The mean, begun now and going on beside the program."""
         if self._reduction == "backend":
             return self._backend_mean(here, channel, tensors)
-        return self._scheduler.spawn(here, self.mean(here, channel, tensors), lambda: f"the exchange {channel!r}")
+        return super().begin_mean(here, channel, tensors)
 
-    async def take(self, here: Worker, channel: str, values: Tensor, owners: Tensor) -> Tensor:
-        """Only entries whose owner is another replica travel."""
-        begin, member = time.perf_counter(), _Member(self, here, channel)
-        taken = await exchange.take(member, values, owners)
-        size = exchange.take_bytes(values, owners, here.replica)
-        self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
-        return taken
-
-    async def gather(self, here: Worker, channel: str, x: Tensor) -> list[Tensor]:
-        """Everyone's tensor, in the order of the replicas."""
-        begin, member = time.perf_counter(), _Member(self, here, channel)
-        rows = await exchange.gather(member, x)
-        size = (here.replicas.size - 1) * bytes_of(x)
-        self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
-        return rows
+    def beside(self, here: Worker, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside:
+        """On the thread beside this one."""
+        return self._side.begin(here, words, program, self._timeline)
 
     def _backend_mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Reduced:
         """As the backend sums; begun at once."""
@@ -287,24 +281,6 @@ class Distributed(LocalWorkers):
             world_size=self.crew.size,
         )
 
-    # ---- messages --------------------------------------------------------------------------------------------------
-
-    def _put(self, here: Worker, there: Place, channel: str, x: Tensor) -> int:
-        """Send without waiting; returns the bytes on the wire, 0 inside a process."""
-        key, rank = (here.place, there, channel), self._ranks[there]
-        if rank == self.crew.rank:
-            self._deliver(key, x)
-            return 0
-        return self._wiring.put(key, rank, x, self._window)
-
-    async def _get(self, here: Worker, there: Place, channel: str) -> Tensor:
-        key, rank = (there, here.place, channel), self._ranks[there]
-        if rank != self.crew.rank:
-            self._wiring.listen(key, rank)
-        x = await self._take(key)
-        self._wiring.taken(key)
-        return on(here.device, x)
-
     def close(self) -> None:
         """Leave together with the others; without them, if the run has failed.
 
@@ -315,37 +291,20 @@ class Distributed(LocalWorkers):
         left: list[str] = []
         with contextlib.suppress(LostProcess):
             if well:
-                left = self._wiring.missing(self.crossing)  # also a barrier: everything that was to be taken has been
-                left += [
-                    f"{len(box)} on {described(key)}"
-                    for key, box in self._boxes.items()
-                    if box and key[2] not in self.crossing
-                ]
-        self._wiring.closing()
+                left = self.wiring.missing(self.crossing)  # also a barrier: everything that was to be taken has been
+                left += [*self.untaken(), *self._side.untaken()]
+        self._side.close()
+        self.wiring.closing()
         with contextlib.suppress(LostProcess):
             if well:
                 self.crew.barrier()
-        self._wiring.close(well)
+        self.wiring.close(well)
         if dist.is_initialized() and self._groups and well:
             dist.destroy_process_group()
-        self.crew.no_listener(self._events.put, self._abandon)
+        self.crew.no_listener(self.events.put, self._abandon)
         if self._own_cluster:
             self.crew.close()
         if left:
             raise UnlockedError(
                 f"Messages were never taken: {'; '.join(left)}. The method's sends and receives do not match."
             )
-
-
-class _Member:
-    """A worker's part in an exchange of its group."""
-
-    def __init__(self, world: Distributed, here: Worker, channel: str) -> None:
-        self._world, self._here, self._channel = world, here, channel
-        self.rank, self.size, self.wire = here.replica, here.replicas.size, 0
-
-    def put(self, to: int, x: Tensor) -> None:
-        self.wire += self._world._put(self._here, Place(to, self._here.stage), self._channel, x)
-
-    def get(self, source: int) -> Awaitable[Tensor]:
-        return self._world._get(self._here, Place(source, self._here.stage), self._channel)

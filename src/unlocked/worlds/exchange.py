@@ -1,6 +1,6 @@
 """The exchanges of a group, as programs of one member: what it sends to whom, and in which order it sums.
 
-    mean     a reduce-scatter and an all-gather. Member r owns the r-th part of the values: it gets that part from all others,
+    mean     a reduce-scatter and a gather. Member r owns the r-th part of the values: it gets that part from all others,
              sums in the order of the replicas, divides, and sends the result to all. 2(N−1)/N of the payload leaves a member.
     take     only entries whose owner is another member travel, from the owner to the taker.
     gather   everybody's tensor to everybody.
@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..flat import bounds, by_dtype
+
 
 class Member(Protocol):
     """What a program of this file needs: its place among the others, and a way to each."""
@@ -32,25 +34,17 @@ class Member(Protocol):
         """The next tensor from a member."""
 
 
-def bounds(count: int, size: int) -> list[int]:
-    """Where each of `size` parts of `count` values begins, and the end: parts differ by one value at most."""
-    return [count * part // size for part in range(size + 1)]
-
-
-def ordered_mean(rows: Sequence[Tensor]) -> Tensor:
-    """Mean of tensors of one shape, summed from the first upwards, then divided: the one order all worlds use."""
+def ordered_sum(rows: Sequence[Tensor]) -> Tensor:
+    """Sum of two or more tensors of one shape, from the first upwards: the one order all worlds use."""
     total = rows[0] + rows[1]
     for x in rows[2:]:
         total += x
-    return total.div_(len(rows))
+    return total
 
 
-def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the tensors of each dtype, in the order in which dtypes come."""
-    found: dict[torch.dtype, list[int]] = {}
-    for position, x in enumerate(tensors):
-        found.setdefault(x.dtype, []).append(position)
-    return list(found.values())
+def ordered_mean(rows: Sequence[Tensor]) -> Tensor:
+    """Mean of tensors of one shape: their ordered sum, then divided."""
+    return ordered_sum(rows).div_(len(rows))
 
 
 def mean_bytes(tensors: Sequence[Tensor], rank: int, size: int) -> int:
@@ -74,16 +68,24 @@ async def mean(member: Member, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 async def _flat_mean(member: Member, values: Tensor) -> Tensor:
-    edges = bounds(len(values), member.size)
-    parts = [values[begin:end] for begin, end in pairwise(edges)]
-    others = [other for other in range(member.size) if other != member.rank]
-    for other in others:
-        member.put(other, parts[other])
+    mine = (await reduce_scatter(member, values)).div_(member.size)
+    return torch.cat(await gather(member, mine))
+
+
+async def reduce_scatter(member: Member, values: Tensor) -> Tensor:
+    """This member's part, as `bounds` says, of the sum of everybody's values (k,)."""
+    parts = [values[begin:end] for begin, end in pairwise(bounds(len(values), member.size))]
+    for other in range(member.size):
+        if other != member.rank:
+            member.put(other, parts[other])
     rows = [parts[member.rank] if other == member.rank else await member.get(other) for other in range(member.size)]
-    mine = ordered_mean(rows)
-    for other in others:
-        member.put(other, mine)
-    return torch.cat([mine if other == member.rank else await member.get(other) for other in range(member.size)])
+    return ordered_sum(rows)
+
+
+def scatter_bytes(values: Tensor, rank: int, size: int) -> int:
+    """Payload bytes that leave member `rank` in a reduce-scatter: all but its own part."""
+    begin, end = bounds(values.numel(), size)[rank : rank + 2]
+    return (values.numel() - (end - begin)) * values.element_size()
 
 
 async def take(member: Member, values: Tensor, owners: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -21,12 +21,13 @@ from ..cluster import Alone
 from ..errors import Deadlock, UnlockedError
 from ..rng import seed_of
 from ..timeline import Timeline
-from ..worker import Place, Worker
+from ..worker import Beside, Place, Worker
 from .base import Program
-from .exchange import mean_bytes, ordered_mean, take_bytes
-from .local import bytes_of, places, refuse_untaken
+from .beside import Companion, Deferred
+from .exchange import bounds, mean_bytes, ordered_mean, ordered_sum, scatter_bytes, take_bytes
+from .local import bytes_of, places, refuse_untaken, sizes
 from .meeting import MeetingWorkers
-from .scheduler import Scheduler
+from .scheduler import Moment, Scheduler
 from .streams import Stream, Streams
 
 
@@ -57,7 +58,7 @@ class InProcess(MeetingWorkers):
 
     def mesh(
         self,
-        replicas: int,
+        replicas: int | Sequence[int],
         stages: int,
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] | None = None,
@@ -69,8 +70,9 @@ class InProcess(MeetingWorkers):
         Messages that were left over for a mesh before are gone: a world serves one at a time.
         """
         self._boxes.clear()
+        size = sizes(replicas, stages)
         return [
-            Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
+            Worker(self, place, size[place.stage], stages, seed_of(seed, "worker", *place), context, device)
             for place in places(replicas, stages)
         ]
 
@@ -122,6 +124,14 @@ class InProcess(MeetingWorkers):
         self._after(here, moment, [x])
         self.record(here, "R", channel, bytes_of(x), there)
         return x
+
+    async def arrived(self, here: Worker, there: Place, channel: str) -> int:
+        """As many as are in the mailbox."""
+        return len(self._boxes[(there, here.place, channel)])
+
+    async def until(self, here: Worker, when: float) -> None:
+        """Whoever waits for an earlier moment, or came to this one earlier, goes on first; nothing lasts any time here."""
+        await Moment(round(when, 9))
 
     def _after(self, here: Worker, moment: Any, tensors: Iterable[Tensor]) -> None:
         """This worker goes on to use what another has made by then."""
@@ -176,6 +186,17 @@ class InProcess(MeetingWorkers):
         self.record(here, "M", channel, (here.replicas.size - 1) * bytes_of(x), None, begin)
         return rows
 
+    async def reduce_scatter(self, here: Worker, channel: str, values: Tensor) -> Tensor:
+        """This replica's part of the sum; each worker sends all but its own."""
+        begin, rank, size = time.perf_counter(), here.replica, here.replicas.size
+        total = await self._joined(here, channel, values, ordered_sum)
+        self.record(here, "M", channel, scatter_bytes(values, rank, size), None, begin)
+        return own_part(total, rank, size)
+
+    def beside(self, here: Worker, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside:
+        """When it is awaited."""
+        return Deferred(lambda: program(Companion(here, self)))
+
     def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> Any:
         """Raises UnlockedError: there is one process only."""
         raise UnlockedError(
@@ -186,6 +207,12 @@ class InProcess(MeetingWorkers):
 
 def _tensors(given: Any) -> Iterable[Tensor]:
     return [given] if isinstance(given, Tensor) else given
+
+
+def own_part(values: Tensor, rank: int, size: int) -> Tensor:
+    """The part of `values` (k,) that is member `rank`'s."""
+    begin, end = bounds(len(values), size)[rank : rank + 2]
+    return values[begin:end]
 
 
 def mean_of_each(rows: list[Sequence[Tensor]]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class LocalWorkers:
 
     `crossing`: channels whose messages may be left over when a run ends, to be taken in a later one.
     """
+
+    timed = False
 
     def __init__(self, scheduler: Scheduler | None = None) -> None:
         self._boxes: dict[Key, deque[Any]] = defaultdict(deque)
@@ -52,7 +54,7 @@ class LocalWorkers:
         return result
 
     async def until(self, here: Worker, when: float) -> None:
-        """There is no clock here: it is always late enough."""
+        """Real time goes by itself: nobody waits."""
 
     def record(
         self,
@@ -90,9 +92,15 @@ def bytes_of(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def places(replicas: int, stages: int) -> list[Place]:
-    """All places of a mesh of N replicas × J stages, replica by replica."""
-    return [Place(replica, stage) for replica in range(replicas) for stage in range(stages)]
+def sizes(replicas: int | Sequence[int], stages: int) -> list[int]:
+    """How many replicas each stage has: the same number, or a row with one for each."""
+    return [replicas] * stages if isinstance(replicas, int) else list(replicas)
+
+
+def places(replicas: int | Sequence[int], stages: int) -> list[Place]:
+    """All places of a mesh, replica by replica. `replicas`: N for all J stages, or one number for each stage."""
+    rows = sizes(replicas, stages)
+    return [Place(replica, stage) for replica in range(max(rows)) for stage in range(stages) if replica < rows[stage]]
 
 
 def on(device: torch.device | None, x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ a program (an all-reduce beside the backward).
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Hashable, Iterable
 from typing import Any, NamedTuple
@@ -23,6 +25,16 @@ class Wait:
 
     def __await__(self) -> Generator[Wait, None, None]:
         yield self
+
+
+class Moment(Wait):
+    """Awaited by a worker that lets all go first who are to go on before `when`, or have come to it earlier."""
+
+    __slots__ = ("when",)
+
+    def __init__(self, when: float) -> None:
+        super().__init__(self, lambda: f"the moment {when:g}")
+        self.when = when
 
 
 class Running(NamedTuple):
@@ -56,6 +68,8 @@ class Scheduler:
     def __init__(self) -> None:
         self._ready: deque[Running] = deque()
         self._waiting: dict[Hashable, list[tuple[Running, Wait]]] = {}
+        self._later: list[tuple[float, int, Running]] = []  # who waits for a moment, with a number for each
+        self._numbers = itertools.count()
 
     def start(self, programs: Iterable[tuple[Worker, Coroutine[Any, Any, None]]]) -> None:
         """Add the workers' programs."""
@@ -74,8 +88,11 @@ class Scheduler:
 
     def run_ready(self) -> None:
         """Let everybody go on until all wait or are done."""
-        while self._ready:
-            self._advance(self._ready.popleft())
+        while self._ready or self._later:
+            if self._ready:
+                self._advance(self._ready.popleft())
+            else:
+                self._advance(heapq.heappop(self._later)[2])
 
     def run_tasks(self) -> None:
         """Let only tasks go on: called from inside a program's computation."""
@@ -110,8 +127,11 @@ class Scheduler:
         for row in self._waiting.values():
             for running, _ in row:
                 running.program.close()
+        for _, _, running in self._later:
+            running.program.close()
         self._ready.clear()
         self._waiting.clear()
+        self._later.clear()
 
     def _advance(self, running: Running) -> None:
         try:
@@ -122,4 +142,7 @@ class Scheduler:
 
     def _park(self, running: Running, wait: Wait) -> None:
         """It cannot go on now."""
+        if isinstance(wait, Moment):
+            heapq.heappush(self._later, (wait.when, next(self._numbers), running))
+            return
         self._waiting.setdefault(wait.key, []).append((running, wait))

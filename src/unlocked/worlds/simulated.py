@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,12 +35,13 @@ from ..simulation.network import FREE, Wire
 from ..simulation.profile import profile
 from ..timeline import Act, Timeline
 from ..work import USUAL, Work
-from ..worker import Place, Worker
+from ..worker import Beside, Place, Worker
 from .base import Program
-from .clock import Clock, until
-from .exchange import mean_bytes, take_bytes
-from .in_process import mean_of_each
-from .local import bytes_of, places, refuse_untaken
+from .beside import Companion, Spawned
+from .clock import Clock, last, until
+from .exchange import mean_bytes, ordered_sum, scatter_bytes, take_bytes
+from .in_process import mean_of_each, own_part
+from .local import bytes_of, places, refuse_untaken, sizes
 from .meeting import Meeting, MeetingKey, MeetingWorkers
 from .placement import placement
 from .scheduler import Wait
@@ -83,6 +84,8 @@ class Simulated(MeetingWorkers):
     Raises DoesNotFit in `run` if the hardware's devices have a memory and a device would need more.
     """
 
+    timed = True
+
     def __init__(
         self,
         hardware: Hardware | None = None,
@@ -115,7 +118,7 @@ class Simulated(MeetingWorkers):
 
     def mesh(
         self,
-        replicas: int,
+        replicas: int | Sequence[int],
         stages: int,
         seed: int = 0,
         context: Callable[[], AbstractContextManager[Any]] | None = None,
@@ -134,9 +137,10 @@ class Simulated(MeetingWorkers):
                 f"The costs are of {len(self.costs)} stage(s), the network has {stages}; give costs of the same cut."
             )
         devices = self.hardware.devices
-        self.devices = placement(replicas, stages, replicas * stages if devices is None else devices)
+        size = sizes(replicas, stages)
+        self.devices = placement(replicas, stages, sum(size) if devices is None else devices)
         return [
-            Worker(self, place, replicas, stages, seed_of(seed, "worker", *place), context, device)
+            Worker(self, place, size[place.stage], stages, seed_of(seed, "worker", *place), context, device)
             for place in places(replicas, stages)
         ]
 
@@ -237,7 +241,8 @@ class Simulated(MeetingWorkers):
         if kind == "F" and arguments:
             self._note_samples(here, _samples(arguments))
         seconds = self._seconds(here, kind, function, device) if self._charged else 0.0
-        if seconds > 0.0:
+        claims = seconds > 0.0 and not isinstance(here, Companion)  # what goes on beside a program needs no device
+        if claims:
             if device in self._claimed:
                 await self._turn(device)
             self._claimed.add(device)
@@ -249,6 +254,7 @@ class Simulated(MeetingWorkers):
         self._computing = None
         if seconds > 0.0:
             await until(end)
+        if claims:
             self._release(device)
         return result
 
@@ -316,6 +322,9 @@ class Simulated(MeetingWorkers):
         if seconds <= 0.0:
             return
         device = self.devices[here.place]
+        if isinstance(here, Companion):
+            await until(self._clock.now + seconds / self.hardware.speed(device))
+            return
         if device in self._claimed:
             await self._turn(device)
         self._claimed.add(device)
@@ -357,6 +366,27 @@ class Simulated(MeetingWorkers):
         await self._busy(here, self._network.receive.at(size))
         self._act(here, "R", channel, size, there, begin)
         return x
+
+    async def arrived(self, here: Worker, there: Place, channel: str) -> int:
+        """As many as have arrived by the end of this moment: what comes at the same time is there."""
+        await last()
+        return sum(arrival <= self._clock.now for arrival, _ in self._boxes[(there, here.place, channel)])
+
+    async def until(self, here: Worker, when: float) -> None:
+        """Until the time that `when` gradients take on the devices of this replica, after all else that happens then."""
+        assert self.costs is not None
+        samples = here.samples or self._samples_of(here)
+        gradient = sum(
+            stage.of(("forward", "backward"), samples) / self._speed_of(Place(here.replica, j))
+            for j, stage in enumerate(self.costs.stages)
+        )
+        if self._charged and when * gradient > self._clock.now:
+            await until(when * gradient)
+        await last()
+
+    def _speed_of(self, place: Place) -> float:
+        """Of the worker there, or of a usual device where the stage has fewer workers."""
+        return self.hardware.speed(self.devices[place]) if place in self.devices else 1.0
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The mean, when the slowest member has come and the exchange has gone round."""
@@ -408,6 +438,22 @@ class Simulated(MeetingWorkers):
         """Everyone's tensor; each worker sends its own to N−1 others."""
         sent = (here.replicas.size - 1) * bytes_of(x)
         return await self._exchange(here, channel, (x, sent), sent, _only, spread=True)
+
+    async def reduce_scatter(self, here: Worker, channel: str, values: Tensor) -> Tensor:
+        """This replica's part of the sum, when the slowest member has come; each worker sends all but its own."""
+        rank, size = here.replica, here.replicas.size
+        sent = scatter_bytes(values, rank, size)
+        if not self._tensors:
+            await self._exchange(here, channel, (None, sent), sent, _nothing, spread=True)
+            return own_part(values, rank, size)
+        total = await self._exchange(
+            here, channel, (values, sent), sent, lambda rows: ordered_sum(_only(rows)), spread=True
+        )
+        return own_part(total, rank, size)
+
+    def beside(self, here: Worker, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside:
+        """At the same time on the clock; what it computes takes its time, but no device's."""
+        return Spawned(self._scheduler, here, words, program(Companion(here, self)))
 
     async def _exchange(
         self,

@@ -18,7 +18,10 @@ from ..worker import Place
 from .local import Key
 
 Links = Literal["auto", "shared-memory", "gloo"]
-Event = tuple[Key, Tensor] | str | None  # a message, a process is lost (the sentence), something has been sent
+SIDE = "/beside"  # ends the names of channels whose messages go to the thread beside the main one
+Event = (
+    Any  # a message (Key, Tensor), a process is lost (the sentence), something has been sent (None), or beside.py's own
+)
 _ROOM = 2  # messages of a channel that may lie here untaken
 
 
@@ -28,7 +31,7 @@ def described(key: Key) -> str:
 
 
 class Wiring:
-    """All links of this process. What arrives is put into `events`, by threads; `put` never waits."""
+    """All links of this process. What arrives is put into `events` or `side_events`, by threads; `put` never waits."""
 
     def __init__(self, crew: Cluster, name: str, links: Links) -> None:
         choose("kind of links", links, ("auto", "shared-memory", "gloo"))
@@ -38,6 +41,7 @@ class Wiring:
             )
         self._crew, self._name, self._links = crew, name, links
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.side_events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._room: dict[Key, threading.Semaphore] = {}
         self._senders: dict[Key, RingSender | GroupSender] = {}
         self._receivers: dict[Key, GroupReceiver] = {}
@@ -131,7 +135,7 @@ class Wiring:
             full[self._called(key)] = True
             self._room[key].acquire()
             full[self._called(key)] = False
-        self.events.put((key, x))
+        (self.side_events if key[2].endswith(SIDE) else self.events).put((key, x))
 
     def _sent(self) -> None:
         self.events.put(None)

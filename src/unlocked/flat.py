@@ -1,0 +1,34 @@
+"""Several tensors in a row: one for each dtype, and back; rows in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All values in a row, one row for each dtype in the order in which dtypes come; copies."""
+    return [torch.cat([tensors[k].detach().reshape(-1) for k in positions]) for positions in by_dtype(tensors)]
+
+
+def put(rows: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Write the values of such rows into the tensors. Raises ValueError (from zip) if there are more or fewer rows."""
+    for positions, row in zip(by_dtype(tensors), rows, strict=True):
+        parts = row.split([tensors[k].numel() for k in positions])
+        for k, part in zip(positions, parts):
+            tensors[k].detach().copy_(part.view(tensors[k].shape))
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of the tensors of each dtype, in the order in which dtypes come."""
+    found: dict[torch.dtype, list[int]] = {}
+    for position, x in enumerate(tensors):
+        found.setdefault(x.dtype, []).append(position)
+    return list(found.values())
+
+
+def bounds(count: int, size: int) -> list[int]:
+    """Where each of `size` parts of `count` values begins, and the end: parts differ by one value at most."""
+    return [count * part // size for part in range(size + 1)]
