@@ -237,7 +237,8 @@ def _matched(sent: list[Act], taken: list[Act]) -> Iterator[tuple[Act, Act]]:
 
 
 def _by_turn(sent: list[Act], taken: list[Act]) -> Iterator[tuple[Act, Act]]:
-    """The k-th with the k-th, without those taken first whose sending is not in the record: nothing is taken before it is sent."""
+    """The k-th with the k-th, without those taken first whose sending is not in the record, as nothing is taken before it is
+    sent."""
     skip = 0
     while any(taking.end < sending.start for sending, taking in zip(sent, taken[skip:])):
         skip += 1
