@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 3
-JOBS ?= $(shell nproc)
+# nproc would answer with OMP_NUM_THREADS, which CI sets to 1
+JOBS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 
 .PHONY: demo test check setup setup-dev clean
 

@@ -200,7 +200,8 @@ def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:
         outputs: list[Tensor] = []
         await _pass(worker, weights.stage, Batch(x, x), outputs.append)
         if worker.last:
-            rows = await worker.replicas.gather("ensemble", torch.softmax(logits(outputs[0]), dim=-1))
+            mine = torch.softmax(logits(outputs[0]), dim=-1)
+            rows = [mine] if trainer.networks == 1 else await worker.replicas.gather("ensemble", mine)
             if worker.replica == 0:
                 await Link(worker, Place(0, 0)).send("predicted", torch.stack(rows).mean(0))
         if worker.place == Place(0, 0):
@@ -209,7 +210,8 @@ def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:
     with modes_kept(*(weights.stage for weights in trainer.weights)):
         for weights in trainer.weights:
             weights.stage.eval()
-        _run(trainer, program)
+        one = trainer.networks == 1
+        _run(trainer, lambda worker, weights: None if one and worker.replica else program(worker, weights))
     return found[0] if found else None
 
 

@@ -35,14 +35,18 @@ class Shards:
 
     def __init__(self, reader: Reader, replica: int) -> None:
         before = reader.manifest["stages"]
-        names = [shard_name(replica, stage) for stage in range(before)]
+        own = [(shard_name(replica, stage), shard_name(0, stage)) for stage in range(before)]
+        names = [mine if reader.has(mine) else first for mine, first in own]
         rows = [(reader.tensors(name), reader.json(name)) for name in names]
         self.tensors: dict[str, Tensor] = {}
         self.entries: dict[str, Any] = {}
+        self.carries = self.keeps_optimizer = False  # what the consensus rule takes along; see Weights
         for tensors, described in rows:
             self.tensors |= {name: x for name, x in tensors.items() if name.startswith("body.")}
             state = optimizer_state(reader, described, tensors)
             self.entries |= state["state"]
+            self.keeps_optimizer |= described.get("keeps_optimizer", False)
+            self.carries |= _holds(unpack(described["carried"], tensors)) if "carried" in described else False
             self.group, self.version = state["param_groups"][0], described["version"]
             self.scheduler = None if described["scheduler"] is None else unpack(described["scheduler"], tensors)
             self._refuse(reader, rows[0][1], described, state, any(name.startswith("head.") for name in tensors))
@@ -86,6 +90,13 @@ def optimizer_state(reader: Reader, described: Mapping[str, Any], tensors: dict[
         return unpack(described["optimizer"], tensors)
     name = shard_name(*keeper)
     return unpack(reader.json(name)["optimizer"], reader.tensors(name))
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is a tensor inside."""
+    if isinstance(value, Mapping):
+        return any(map(_holds, value.values()))
+    return any(map(_holds, value)) if isinstance(value, list) else isinstance(value, Tensor)
 
 
 def rename_losses(losses: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         if cut_anew:
             replica = weights.worker.replica
             shards[replica] = shards.get(replica) or Shards(reader, replica)
-            _load_cut_anew(weights, shards[replica])
+            _load_cut_anew(weights, shards[replica], is_described(trainer.consensus, manifest["consensus"]))
         else:
             _load_shard(trainer, weights, reader)
     for name, value in manifest["progress"].items():
@@ -208,6 +208,7 @@ def _shard(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "version": weights.worker.version,
         "parameters": names,
         "optimizer": pack(state, "optimizer", tensors),
+        "keeps_optimizer": weights.keeps_optimizer,
         "optimizer_of": None if weights.updates else list(weights.optimizer_of),
         "scheduler": None if scheduler is None else pack(scheduler.state_dict(), "scheduler", tensors),
         "in_flight": pack(state_in_flight(weights), "in flight", tensors),
@@ -237,8 +238,22 @@ def _load_shard(trainer: Trainer, weights: Weights, reader: Reader) -> None:
     with random_state_kept(trainer.device):
         same = is_described(trainer.credit, reader.manifest["credit"])
         load_in_flight(trainer.credit, weights.stage, weights, unpack(described["in_flight"], tensors), same)
-    if described.get("carried") and is_described(trainer.consensus, reader.manifest["consensus"]):
+    same_rule = is_described(trainer.consensus, reader.manifest["consensus"])
+    if weights.keeps_optimizer or described.get("keeps_optimizer"):
+        same_rule = _same_keeper(trainer, reader, bool(state["state"]), described.get("keeps_optimizer", False))
+    if described.get("carried") and same_rule:
         weights.load_carried(put_back(unpack(described["carried"], tensors), weights.worker.device))
+
+
+def _same_keeper(trainer: Trainer, reader: Reader, state: bool, keeps: bool) -> bool:
+    """Whether the state can be read: rules that keep it in a form of their own go on from their own checkpoints only."""
+    before = reader.manifest["consensus"]["name"]
+    if before != trainer.consensus.name and (state or keeps):
+        raise BadCheckpoint(
+            f"The optimizer's state in this checkpoint is in the form of {before}, which {trainer.consensus.name} cannot read; "
+            f"resume with {before}."
+        )
+    return before == trainer.consensus.name
 
 
 @torch.no_grad()
@@ -249,7 +264,12 @@ def _alike_everywhere(chain: Chain, world: World | None) -> None:
             parameter.zero_()
 
 
-def _load_cut_anew(weights: Weights, shards: Shards) -> None:
+def _load_cut_anew(weights: Weights, shards: Shards, same: bool) -> None:
+    if shards.carries and (same or shards.keeps_optimizer):
+        raise BadCheckpoint(
+            "This run cannot go on with another number of stages, as its consensus rule carries weights or sums of its own "
+            "stages from step to step; resume with the same number of stages, or under another consensus rule."
+        )
     mine = stage_tensors(weights.chain, weights.worker.stage)
     tensors, optimizer = shards.of(list(mine), _parameter_names(mine, weights))
     copy_into(mine, tensors, f"stage {weights.worker.stage}")

@@ -43,6 +43,7 @@ class Accumulating(Weights):
     replica that it did not manage, so far.
     """
 
+    keeps_optimizer: ClassVar[bool] = True
     rounds: ClassVar[int] = 1
     channel: ClassVar[str]
 
@@ -289,6 +290,7 @@ class Accumulating(Weights):
         return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
     def carried(self) -> dict[str, Any]:
+        self._refuse_torn()
         assert self.part is not None
         return {
             "gradients": None if self.kept is None else list(self.kept.gradients),

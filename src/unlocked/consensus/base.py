@@ -176,6 +176,8 @@ class Weights:
     async def realign(self) -> None:
         """After a step that failed: let all replicas go on from the same weights."""
 
+    keeps_optimizer: ClassVar[bool] = False  # True: the optimizer's state is in `carried`, in a form of the rule's own
+
     def optimizer_state(self) -> list[Tensor]:
         """The tensors that the optimizer keeps here."""
         states = self.store.optimizer.state.values()

@@ -113,18 +113,17 @@ class Shard:
     @torch.no_grad()
     def step(self, factor: float = 1.0, scale: float = 1.0) -> list[Tensor]:
         """The optimizer's step with `factor` times the gradients taken; the new values of the own part, a row per dtype."""
-        if factor != 1.0:
-            for piece in self.pieces:
-                if piece.grad is not None:
-                    piece.grad.mul_(factor)
+        taken = [piece.grad for piece in self.pieces]
+        for piece, gradient in zip(
+            self.pieces, taken
+        ):  # copies: some optimizers write into gradients (foreach Nesterov)
+            piece.grad = None if gradient is None else gradient * factor
         if self.mitigating is not None:
             self.seen.before = [piece.detach().clone() for piece in self.pieces]
         with self._at_work(scale):
             (self._optimizer if self.mitigating is None else self.mitigating).step()
-        if factor != 1.0:  # the same gradients may be used again, by another factor
-            for piece in self.pieces:
-                if piece.grad is not None:
-                    piece.grad.div_(factor)
+        for piece, gradient in zip(self.pieces, taken):  # the same gradients may be used again
+            piece.grad = gradient
         return self.values()
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ...chain import Chain
+from ...errors import UnlockedError
 from ...flat import flat, put
 from ...work import work
 from ...worker import Link, Place, Sink, Source, Worker
@@ -85,6 +86,11 @@ class Device(Ring):
         return len(self._mine(self.at_step))
 
     async def read(self) -> None:
+        if self.count % self.size and self.at_step != self.worker.version:
+            raise UnlockedError(
+                "A step failed after some stages had been updated, and the devices no longer agree who updates next; go "
+                "on from the last checkpoint (Trainer.resume)."
+            )
         n = self.worker.micro_batch % self.count
         if self.plan.staggered and self.worker.first and self.at_step == 0:
             await self.worker.until(n / self.count)

@@ -12,13 +12,13 @@ long as somebody is still to read it. Messages between replicas have no content:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ...chain import Chain, Stage
 from ...rules.cyclic import turn
@@ -42,7 +42,7 @@ class _Shared:
         self.total: list[Tensor | None] = []  # of the gradients so far
 
 
-_SHARED: MutableMapping[Tensor, _Shared] = WeakIdKeyDictionary()
+_SHARED: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
 
 
 class Single(Ring):
@@ -50,10 +50,10 @@ class Single(Ring):
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, plan: Plan) -> None:
         super().__init__(worker, chain, store, plan)
-        key = self.parameters[0]  # the same one in all replicas
-        if worker.replica == 0 or store.optimizer is None:  # the first to be made; or where nothing is computed
-            _SHARED[key] = _Shared(worker, self.stage)
-        self.shared = _SHARED[key]
+        key = id(self.parameters[0])  # the same one in all replicas; an entry keeps it alive
+        first = worker.replica == 0 or store.optimizer is None  # to be made; or where nothing is computed
+        known = None if first else _SHARED.get(key)
+        self.shared = _SHARED[key] = _Shared(worker, self.stage) if known is None else known
         self.versions = self.shared.versions
         self.versions.parts += self.stage.modules()  # buffers are each replica's own
         self._reading: Reading | None = None

@@ -35,30 +35,36 @@ def pack(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list
     for k, x in enumerate(parameters):
         for key, value in optimizer.state.get(x, {}).items():
             if isinstance(value, Tensor):
-                described.append([k, key, str(value.dtype).removeprefix("torch."), list(value.shape)])
-                tensors.append(value)
+                dtype = str(value.dtype).removeprefix("torch.")
+                described.append([k, key, dtype, list(value.shape), value.device == x.device])
+                tensors.append(value.to(x.device))  # Adam counts its steps on the CPU
             else:
-                described.append([k, key, None, value])
+                described.append([k, key, None, value, True])
     text = json.dumps(described).encode()
     return [torch.frombuffer(bytearray(text), dtype=torch.uint8), *flat(tensors)]
 
 
 def dtypes(header: Tensor) -> int:
     """How many messages follow the description."""
-    return len({dtype for _, _, dtype, _ in _read(header) if dtype is not None})
+    return len({dtype for _, _, dtype, _, _ in _read(header) if dtype is not None})
 
 
 def unpack(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], header: Tensor, rows: Sequence[Tensor]
 ) -> None:
     """Put the state into the optimizer."""
-    tensors = []
-    for k, key, dtype, value in _read(header):
-        if dtype is not None:
-            value = torch.empty(value, dtype=getattr(torch, dtype), device=rows[0].device)
-            tensors.append(value)
-        optimizer.state[parameters[k]][key] = value
+    described = _read(header)
+    tensors = [
+        torch.empty(shape, dtype=getattr(torch, dtype), device=rows[0].device)
+        for _, _, dtype, shape, _ in described
+        if dtype is not None
+    ]
     put(rows, tensors)
+    arrived = iter(tensors)
+    for k, key, dtype, value, beside in described:
+        if dtype is not None:
+            value = next(arrived) if beside else next(arrived).cpu()
+        optimizer.state[parameters[k]][key] = value
 
 
 def drop(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
@@ -67,5 +73,5 @@ def drop(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None
         optimizer.state.pop(x, None)
 
 
-def _read(header: Tensor) -> list[tuple[int, str, str | None, Any]]:
+def _read(header: Tensor) -> list[tuple[int, str, str | None, Any, bool]]:
     return json.loads(bytes(header.cpu().tolist()))

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ...chain import Chain
+from ...errors import InvalidChoice
 from ...flat import flat, put
 from ...rules.cyclic import turn
 from ...versions import Reading, Versions, put_in_place
@@ -71,6 +72,11 @@ class Visited(Weights):
     def __init__(self, worker: Worker, chain: Chain, store: Store, plan: Plan) -> None:
         super().__init__(worker, chain, store)
         n = worker.replica
+        if store.batchnorm == "average" and self.statistics and worker.replicas.size > 1:
+            raise InvalidChoice(
+                "With form='zero' the replicas are never at a stage together, so their BatchNorm statistics cannot be averaged "
+                "after every update; use batchnorm='local' or 'refresh', or another form of cdp."
+            )
         self.plan, self.fresh = plan, plan.fresh[n]
         self.stale = [k for k, fresh in enumerate(plan.fresh) if not fresh]
         self.here = _Count(worker)
