@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine's description, the RESULT line."""
+"""What the benchmarks share: interleaved timing, test accuracy, the machine's description, the RESULT line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from statistics import median
 from typing import Any
 
 import torch
+
+from unlocked.chain import Chain
+from unlocked.data import Data
+from unlocked.evaluation import Score
 
 
 def machine() -> dict[str, Any]:
@@ -45,6 +49,17 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warm_up:
 def ratio(times: Mapping[str, list[float]], one: str, other: str) -> float:
     """Median over the rounds of one / other within the same round: what disturbs both cancels."""
     return median(a / b for a, b in zip(times[one], times[other]))
+
+
+@torch.no_grad()
+def accuracy(network: Chain, test: Data, samples: int | None = None) -> float | None:
+    """Share of the first `samples` (None: of all) whose class the network names, in evaluation mode; None without classes."""
+    score, device = Score(), next(network.parameters()).device
+    network.eval()
+    for index in torch.arange(len(test))[:samples].split(500):
+        x, y = (part.to(device) for part in test.samples(index))
+        score.add(network(x), y, None)
+    return score.accuracy
 
 
 def result(name: str, **values: Any) -> None:

@@ -28,13 +28,11 @@ from delayed_accuracy import load
 from torch.optim import lr_scheduler
 
 import unlocked as ul
-from unlocked.chain import Chain
 from unlocked.data import Data
 from unlocked.errors import NonFiniteLoss
-from unlocked.evaluation import Score
 from unlocked.rng import seed_of
 
-from common import result
+from common import accuracy, result
 from cyclics.losses import Losses, draw
 
 COUNT = 4  # replicas and stages
@@ -72,10 +70,10 @@ def run(name: str, rate: float, seed: int, train: Data, test: Data, options: arg
     """One training; its losses, and the test accuracy of the averaged network (None if the loss was not finite)."""
     recorder, begin = Losses(), time.perf_counter()
     trainer = _trainer(name, rate, seed, train, options)
-    accuracy = None
+    found = None
     try:
         trainer.fit(train, options.epochs, batch_size=options.batch // COUNT, callbacks=[recorder])
-        accuracy = _accuracy(trainer.averaged(), test, options)
+        found = accuracy(trainer.averaged(), test, options.tested)
     except NonFiniteLoss as error:
         print(error)
     seconds = time.perf_counter() - begin
@@ -83,7 +81,7 @@ def run(name: str, rate: float, seed: int, train: Data, test: Data, options: arg
         "method": name,
         "rate": rate,
         "seed": seed,
-        "accuracy": accuracy,
+        "accuracy": found,
         "losses": recorder.losses,
         "seconds": seconds,
     }
@@ -112,16 +110,6 @@ def _trainer(name: str, rate: float, seed: int, train: Data, options: argparse.N
         seed=seed,
         device=options.device,
     )
-
-
-@torch.no_grad()
-def _accuracy(network: Chain, test: Data, options: argparse.Namespace) -> float | None:
-    score = Score()
-    network.eval()
-    for index in torch.arange(min(options.tested, len(test))).split(500):
-        x, y = (part.to(options.device) for part in test.samples(index))
-        score.add(network(x), y, None)
-    return score.accuracy
 
 
 def table(rows: list[Row], updates: int) -> list[Row]:

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 
 import unlocked as ul
-from unlocked.evaluation import evaluate
 from unlocked.run_files import read_config
 from unlocked.running import load_data
 
-from common import result
+from common import accuracy, result
 
 
 def accuracies(run: Path) -> dict[str, float | None]:
@@ -30,10 +29,7 @@ def accuracies(run: Path) -> dict[str, float | None]:
         "averaged, refreshed": session.averaged(refresh=train),
         "first replica": session.chains[0],
     }
-    return {
-        name: evaluate([chain], chain, test.batches(500, epoch=0, seed=0, train=False)).accuracy
-        for name, chain in networks.items()
-    }
+    return {name: accuracy(chain, test) for name, chain in networks.items()}
 
 
 def main() -> None:

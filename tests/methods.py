@@ -23,7 +23,8 @@ class Row:
     """`make`: the rule. Laws: `local` no gradient leaves a stage; `one_stage_is_backprop` J = 1 is backprop bit for bit;
     `phased` trains stages one after the other; `delayed` keeps micro-batches in flight between steps; `equal_replicas` the
     replicas stay equal; `one_at_a_time` a replica has one micro-batch at a time; `one_process` all replicas are in one process;
-    `one_is_ordinary` N = 1 is ordinary training; `conserves` Σ_n θ_n of a mix."""
+    `one_is_ordinary` N = 1 is ordinary training; `conserves` Σ_n θ_n of a mix; `averages` now and
+    then, whatever the credit is."""
 
     name: str
     make: Callable[[], Credit | Consensus]
@@ -68,6 +69,50 @@ CONSENSUS = [
         lambda: ul.consensus.WASH(p=0.3, schedule="increasing", layers="tensor"),
         _laws("conserves", "one_is_ordinary"),
     ),
+    Row(
+        "wash-opt",
+        lambda: ul.consensus.WASH(p=0.3, layers="block", optimizer=True, batchnorm_statistics="shuffle"),
+        _laws("conserves", "one_is_ordinary", "averages"),
+    ),
+    Row(
+        "papa",
+        lambda: ul.consensus.PAPA(period=2, alpha=0.3),
+        _laws("conserves", "one_is_ordinary", "averages"),
+    ),
+    Row(
+        "papa-overlapped",
+        lambda: ul.consensus.PAPA(period=4, alpha=0.3, overlap=3, staggered=True),
+        _laws("conserves", "one_is_ordinary", "averages"),
+    ),
+    Row(
+        "papa-int8",
+        lambda: ul.consensus.PAPA(period=3, alpha=0.3, overlap=2, compression="int8:16"),
+        _laws("one_is_ordinary", "averages"),
+    ),
+    Row("papa-all", lambda: ul.consensus.PAPAAll(epochs=1), _laws("conserves", "one_is_ordinary", "averages")),
+    Row("papa-2", lambda: ul.consensus.PAPA2(epochs=1), _laws("conserves", "one_is_ordinary", "averages")),
+    Row("btm", lambda: ul.consensus.BTM(shared=1), _laws("conserves", "one_is_ordinary", "averages")),
+    Row(
+        "local-sgd",
+        lambda: ul.consensus.LocalSGD(period=2, shared=3, optimizer_state="average"),
+        _laws("conserves", "one_is_ordinary", "averages"),
+    ),
+    Row(
+        "local-sgd-hierarchical",
+        lambda: ul.consensus.LocalSGD(hierarchy=((2, 1), (4, 0)), compression="topk:0.3"),
+        _laws("averages"),
+    ),
+    Row("slowmo", lambda: ul.consensus.SlowMo(period=3), _laws("averages")),
+    Row("diloco", lambda: ul.consensus.DiLoCo(period=3, outer_lr=0.8, outer_momentum=0.5), _laws("averages")),
+    Row(
+        "diloco-streaming",
+        lambda: ul.consensus.DiLoCo(
+            period=4, fragments=2, overlap=3, mixing=0.5, outer_momentum=0.3, compression="bf16"
+        ),
+        _laws("averages"),
+    ),
+    Row("co2", lambda: ul.consensus.CO2(period=2, clip=5.0), _laws("averages")),
+    Row("easgd", lambda: ul.consensus.EASGD(period=2), _laws("averages")),
     Row("cdp", ul.consensus.CDP, _laws("equal_replicas", "one_at_a_time", "one_is_ordinary")),
     Row("acco", ul.consensus.ACCO, _laws("equal_replicas", "one_at_a_time")),
     Row("wp", ul.consensus.WP, _laws("equal_replicas", "one_at_a_time")),
@@ -93,17 +138,15 @@ def allowed_pairs() -> list[tuple[Row, Row]]:
     """The pairs that the slow tests go through: all but those that run no line another pair does not run.
 
     ddg and features-replay are pipedream and delayed-gradients with a factor (a law in test_delayed.py); delayed rules
-    meet WASH by modules only. Rules whose replicas have one micro-batch at a time refuse them, and see no difference between
-    the others but whether a gradient comes back and whether all stages train.
+    meet WASH by modules only. Rules that average now and then do so after an update, whoever made it. Rules whose replicas
+    have one micro-batch at a time refuse delayed ones, and see no difference between the others but whether a gradient comes
+    back and whether all stages train.
     """
     rows = [row for row in CREDITS if row.name not in ("ddg", "features-replay")]
     pairs = [(credit, rule) for credit in rows for rule in CONSENSUS]
-    late = [row for row in CONSENSUS if "one_at_a_time" in row.laws]
-    pairs = [
-        (credit, rule)
-        for credit, rule in pairs
-        if rule not in late or credit.name in ("backprop", "greedy", "interlocking1")
-    ]
+    few = {"one_at_a_time": ("backprop", "greedy", "interlocking1"), "averages": ("backprop", "greedy", "pipedream")}
+    for law, names in few.items():
+        pairs = [(credit, rule) for credit, rule in pairs if law not in rule.laws or credit.name in names]
     return [(credit, rule) for credit, rule in pairs if not ("delayed" in credit.laws and rule.name == "wash-tensor")]
 
 

@@ -3,7 +3,8 @@
     results = run_processes(function, 2, *arguments)
 
 `function(cluster, *arguments)` must be importable (module level); what it returns comes back in rank order. The store is
-hosted by the test's own process, which is no worker, as under `unlocked launch`.
+hosted by the test's own process, which is no worker, as under `unlocked launch`. `killed` and `finished` run a `Training` so,
+with and without one of the processes being killed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+import unlocked as ul
+from unlocked.callbacks import Callback
 from unlocked.cluster import Cluster
 from unlocked.cluster.rendezvous import Seat
+from unlocked.errors import LostProcess
+from unlocked.worlds import Distributed
 
 DEADLINE = 60.0
 
@@ -103,3 +110,68 @@ def _work(
     kept = io.BytesIO()
     torch.save(value, kept)  # a pipe would send tensors as handles, which die with this process
     pipe.send((True, kept.getvalue()))
+
+
+# ---- a training that is killed and goes on ---------------------------------------------------------------------------
+
+
+class At(Callback):
+    """Does something to this process after some update."""
+
+    def __init__(self, update: int, action: Callable[[], Any]) -> None:
+        self.update, self.action = update, action
+
+    def on_step(self, trainer: ul.Trainer, record: dict[str, Any]) -> None:
+        if trainer.steps == self.update:
+            self.action()
+
+
+def kill_me() -> None:
+    """Ends this process as no process can prevent."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Training(NamedTuple):
+    """What processes begin or go on with; all functions can be imported.
+
+    begin: a new trainer in this world. blank: the network for one that goes on. fit: trains to the end, with `callbacks` and
+    `checkpoint` of `Trainer.fit`. kept: what the workers of this process come to.
+    """
+
+    begin: Callable[[Distributed], ul.Trainer]
+    blank: Callable[[], ul.chain.Chain]
+    fit: Callable[..., Any]
+    kept: Callable[[ul.Trainer], dict[Any, torch.Tensor]]
+
+
+def attempt(cluster: Cluster, training: Training, folder: Path, victim: int | None, update: int) -> Any:
+    """Go on from the checkpoint, if there is one; the victim kills itself after that update. Its survivors return what they
+    are told, otherwise all return what they keep."""
+    world = Distributed(cluster)
+    resume = (folder / "LATEST").exists()
+    trainer = ul.Trainer.resume(folder, training.blank(), world=world) if resume else training.begin(world)
+    callbacks = [At(update, kill_me)] if cluster.rank == victim else []
+    try:
+        training.fit(trainer, callbacks=callbacks, checkpoint=folder)
+    except LostProcess as lost:
+        world.close()
+        return str(lost)
+    found = training.kept(trainer)
+    world.close()
+    return found
+
+
+def killed(training: Training, count: int, folder: Path, victim: int, update: int) -> list[str]:
+    """What the survivors are told when one of `count` processes is killed after an update; all are told which one it was."""
+    with Processes(attempt, count, training, folder, victim, update) as running:
+        told = [running.result(rank, 30.0) for rank in range(count) if rank != victim]
+    assert all(f"Process {victim} " in sentence for sentence in told), told
+    return told
+
+
+def finished(training: Training, count: int, folder: Path) -> dict[Any, torch.Tensor]:
+    """What all processes keep after training to the end, from the checkpoint in the folder if there is one."""
+    found: dict[Any, torch.Tensor] = {}
+    for rows in run_processes(attempt, count, training, folder, None, 0):
+        found |= rows
+    return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-import signal
 import time
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -14,7 +13,6 @@ from torch import nn
 
 import unlocked as ul
 from test_distributed import here
-from unlocked.callbacks import Callback
 from unlocked.errors import InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError
 from unlocked.rules.accumulation import clip_factor, pieces_of
 from unlocked.simulation import Device, Hardware, costs_of, profile, simulate, uniform, unit
@@ -22,7 +20,7 @@ from unlocked.worlds import Distributed, InProcess, Simulated
 
 from acco_reference import Reference, all_done
 from methods import assert_same, batch, data, mlp, state
-from processes import Processes, run_processes
+from processes import Processes, Training, finished, kill_me, killed, run_processes
 
 RULES = {"acco": ul.consensus.ACCO, "dpu": ul.consensus.DPU, "wp": ul.consensus.WP}
 OPTIMIZERS = {
@@ -579,47 +577,23 @@ def test_what_was_managed_is_weighted_by_samples(kind):
 # ---- lost, killed, failing -------------------------------------------------------------------------------------------
 
 
-class Kill(Callback):
-    """Kills this process after some update."""
-
-    def __init__(self, update):
-        self.update = update
-
-    def on_step(self, trainer, record):
-        if trainer.steps == self.update:
-            os.kill(os.getpid(), signal.SIGKILL)
+def blank():
+    return ul.cut(mlp(2, norm=True, dropout=0.2, dtype=torch.float32), 2, like=TRAIN.x[:4])
 
 
-def attempt(cluster, kind, folder, victim, update, epochs):
-    world = Distributed(cluster)
-    resume = (folder / "LATEST").exists()
-    blank = ul.cut(mlp(2, norm=True, dropout=0.2, dtype=torch.float32), 2, like=TRAIN.x[:4])
-    made = ul.Trainer.resume(folder, blank, world=world) if resume else everything_on(kind, world)
-    callbacks = [Kill(update)] if cluster.rank == victim else []
-    try:
-        made.fit(TRAIN, epochs, batch_size=12, callbacks=callbacks, checkpoint=folder)
-    except LostProcess as lost:
-        world.close()
-        return str(lost)
-    found = here(made)
-    world.close()
-    return found
+def four_epochs(made, **options):
+    made.fit(TRAIN, 4, batch_size=12, **options)
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", RULES)
 def test_killed_and_resumed_on_other_numbers_of_processes(tmp_path, kind):
     whole = everything_on(kind)
-    whole.fit(TRAIN, 4, batch_size=12)
+    four_epochs(whole)
+    training = Training(partial(everything_on, kind), blank, four_epochs, here)
     for processes, victim, update in [(2, 1, 4), (4, 2, 7)]:
-        with Processes(attempt, processes, kind, tmp_path, victim, update, 4) as running:
-            for rank in range(processes):
-                if rank != victim:
-                    assert f"Process {victim} " in running.result(rank, 20.0)
-    merged = {}
-    for found in run_processes(attempt, 2, kind, tmp_path, -1, 0, 4):
-        merged |= found
-    assert_same(merged, here(whole))
+        killed(training, processes, tmp_path, victim, update)
+    assert_same(finished(training, 2, tmp_path), here(whole))
 
 
 def waits_beside(cluster, action):
@@ -630,7 +604,7 @@ def waits_beside(cluster, action):
     async def side(companion):
         if companion.replica == 1:
             if action == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill_me()
             if action == "fail":
                 await companion.run("U", lambda: [][0])
             await companion.replicas.peer(0).recv("never")

@@ -112,7 +112,7 @@ def test_a_slug_is_a_folder_name() -> None:
         (["train", "--credit", "interlocking(d=near)"], "must be a whole number"),
         (["train", "--credit", "interlocking(d=1.5)"], "must be a whole number"),
         (["train", "--credit", "predsim(statistic=flat)"], "did you mean 'flatten'"),
-        (["train", "--credit", "backprop(d=1)"], "has no parameters"),
+        (["train", "--consensus", "independent(d=1)"], "has no parameters"),
         (["train", "--credit", "dgl(head=mlp"], "cannot be read"),
         (["train", "--credit", "dgl(budget=__import__('os'))"], "is no value"),
         (["train", "--credit", "dgl(budget=0.001)", *TINY], "the budget is 0.1 %"),

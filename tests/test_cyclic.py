@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 from collections import Counter
 from functools import cache, partial
 
@@ -16,7 +14,7 @@ from torch import nn
 
 import unlocked as ul
 from unlocked.callbacks import Callback
-from unlocked.errors import BadCheckpoint, InvalidChoice, LostProcess, NonFiniteLoss
+from unlocked.errors import BadCheckpoint, InvalidChoice, NonFiniteLoss
 from unlocked.probes.memory import SavedBytes
 from unlocked.rules.cyclic import freshness, in_time, in_time_of_pipeline
 from unlocked.simulation.costs import unit
@@ -28,7 +26,7 @@ from cyclic_reference import of_rule
 from delayed_cases import CLASSES, FEATURES, OPTIMIZERS, chain_of, micro_batch, normal, step_batch
 from delayed_reference import Network
 from methods import assert_same, batch, credits, mlp, state
-from processes import Processes, run_processes
+from processes import Training, finished, killed, run_processes
 
 FORMS = ["ring", "single-device", "model-parallel", "zero"]
 WHOLE = [form for form in FORMS if form in ("ring", "single-device")]  # any credit rule, any number of micro-batches
@@ -759,42 +757,19 @@ def refused_on(cluster):
     return str(refused.value)
 
 
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step(self, trainer, record):
-        if trainer.steps == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 TRAIN = ul.data.from_tensors(*batch(48))
 
 
-def attempt(cluster, folder, kill):
-    """Go on from the checkpoint, if there is one; rank 1 may kill itself."""
-    world = Distributed(cluster)
-    there = (folder / "LATEST").exists()
-    session = ul.Trainer.resume(folder, blank(), world=world) if there else messy("v1", "ring", world)
-    callbacks = [KillAt(kill)] if cluster.rank == 1 and kill else []
-    try:
-        session.fit(TRAIN, 4, batch_size=4, callbacks=callbacks, checkpoint=folder)
-    except LostProcess as lost:
-        world.close()
-        return str(lost)
-    found = of_here(session)
-    world.close()
-    return found
+def four_epochs(session, **options):
+    session.fit(TRAIN, 4, batch_size=4, **options)
 
 
 def test_a_killed_process_loses_nothing_and_one_device_needs_one_process(tmp_path):
     whole = messy("v1", "ring")
-    whole.fit(TRAIN, 4, batch_size=4)
-    with Processes(attempt, 2, tmp_path, whole.steps // 2 + 1) as running:
-        assert "The last checkpoint is" in running.result(0, 30.0)
-    merged = {}
-    for found in run_processes(attempt, 2, tmp_path, None):
-        merged |= found
-    assert_same(merged, of_here(whole))
+    four_epochs(whole)
+    training = Training(partial(messy, "v1", "ring"), blank, four_epochs, of_here)
+    (told,) = killed(training, 2, tmp_path, 1, whole.steps // 2 + 1)
+    assert "The last checkpoint is" in told
+    assert_same(finished(training, 2, tmp_path), of_here(whole))
     for sentence in run_processes(refused_on, 2):
         assert "keeps all replicas on one device" in sentence and "take another form" in sentence

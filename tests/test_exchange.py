@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from unlocked.errors import InvalidChoice, LostProcess, UnlockedError
 from unlocked.links import HEADER_BYTES
+from unlocked.rules.mean import ordered_mean
 from unlocked.timeline import Act, Timeline
 from unlocked.worker import Place
 from unlocked.worlds import Distributed, InProcess, exchange
@@ -91,7 +92,7 @@ def test_a_mean_over_members_is_the_ordered_mean_bit_for_bit(group, shapes):
     given_ = [[x.clone() for x in row] for row in rows]
     results, members = meet(size, lambda member: exchange.mean(member, rows[member.rank]), order)
     for position in range(len(shapes)):
-        expected = exchange.ordered_mean([row[position] for row in rows])
+        expected = ordered_mean([row[position] for row in rows])
         plain = rows[0][position].clone()
         for row in rows[1:]:
             plain = plain + row[position]  # the one order, in the dtype itself

@@ -14,7 +14,6 @@ import torch
 
 import unlocked as ul
 from test_distributed import here
-from unlocked.callbacks import Callback
 from unlocked.checkpoint import Writer
 from unlocked.cluster import Cluster
 from unlocked.cluster import cluster as cluster_module
@@ -23,36 +22,30 @@ from unlocked.errors import CannotJoin, LostProcess
 from unlocked.worlds import Distributed
 
 from methods import assert_same, data, mlp, trainer
-from processes import Failed, Processes, run_processes
+from processes import At, Failed, Processes, Training, finished, kill_me, killed, run_processes
 
 TRAIN = data(48, dtype=torch.float32)
+
+
+def network():
+    return mlp(2, norm=True, dropout=0.2, dtype=torch.float32)
+
+
+def blank():
+    """For a run that goes on."""
+    return ul.cut(network(), 2, like=TRAIN.x[:4])
 
 
 def session(world=None, **options):
     """DGL × WASH on two replicas of two stages, with dropout and momentum."""
     options = {
-        "model": mlp(2, norm=True, dropout=0.2, dtype=torch.float32),
+        "model": network(),
         "stages": 2,
         "replicas": 2,
         "seed": 3,
     } | options
     rules = ul.credit.DGL(head="linear", budget=None), ul.consensus.WASH(p=0.3)
     return trainer(*rules, world=world, **options)
-
-
-class At(Callback):
-    """Does something to this process after some update."""
-
-    def __init__(self, update, action):
-        self.update, self.action = update, action
-
-    def on_step(self, trainer, record):
-        if trainer.steps == self.update:
-            self.action()
-
-
-def kill_me():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stop_me():
@@ -203,44 +196,26 @@ def test_a_process_that_computes_for_long_is_not_stuck():
 # ---- losing nothing --------------------------------------------------------------------------------------------------
 
 
-def attempt(cluster, folder, victim, update, epochs):
-    """Go on from the checkpoint, if there is one; the victim kills itself at that update."""
-    world = Distributed(cluster)
-    resume = (folder / "LATEST").exists()
-    if resume:
-        blank = ul.cut(mlp(2, norm=True, dropout=0.2, dtype=torch.float32), 2, like=TRAIN.x[:4])
-    made = ul.Trainer.resume(folder, blank, world=world) if resume else session(world)
-    callbacks = [At(update, kill_me)] if cluster.rank == victim else []
-    try:
-        made.fit(TRAIN, epochs, batch_size=12, callbacks=callbacks, checkpoint=folder)
-    except LostProcess as lost:
-        world.close()
-        return str(lost)
-    found = here(made)
-    world.close()
-    return found
+def train(made, **options):
+    made.fit(TRAIN, 6, batch_size=12, **options)
+
+
+TRAINING = Training(session, blank, train, here)
 
 
 @pytest.mark.timeout(300)
 def test_killed_twenty_times_and_resumed_equals_never_stopped(tmp_path):
     """The four workers on two processes, every fifth time on four: a run goes on on any number of them."""
-    source, epochs = random.Random(5), 6
+    source = random.Random(5)
     whole = session()
-    whole.fit(TRAIN, epochs, batch_size=12)
+    train(whole)
     kills = sorted(source.randint(1, whole.steps - 1) for _ in range(20))
     for number, update in enumerate(kills):
         processes = 4 if number % 5 == 0 else 2
-        victim = source.randrange(processes)
-        with Processes(attempt, processes, tmp_path, victim, update, epochs) as running:
-            for rank in range(processes):
-                if rank != victim:
-                    sentence = running.result(rank, 20.0)
-                    assert f"Process {victim} " in sentence
-                    assert ("The last checkpoint is" in sentence) == (tmp_path / "LATEST").exists()
-    merged = {}
-    for found in run_processes(attempt, 4, tmp_path, -1, 0, epochs):
-        merged |= found
-    assert_same(merged, here(whole))
+        told = killed(TRAINING, processes, tmp_path, source.randrange(processes), update)
+        saved = (tmp_path / "LATEST").exists()
+        assert all(("The last checkpoint is" in sentence) == saved for sentence in told)
+    assert_same(finished(TRAINING, 4, tmp_path), here(whole))
 
 
 def kill_while_saving(cluster, folder, victim, moment):
@@ -262,8 +237,7 @@ def test_killed_during_a_save_the_previous_checkpoint_loads(tmp_path, victim, mo
     with Processes(kill_while_saving, 4, tmp_path, victim, moment) as running:
         survivors = [rank for rank in range(4) if rank != victim]
         assert [running.result(rank, 20.0) for rank in survivors] == [8, 8, 8]
-    blank = ul.cut(mlp(2, norm=True, dropout=0.2, dtype=torch.float32), 2, like=TRAIN.x[:4])
-    resumed = ul.Trainer.resume(tmp_path, blank)  # on one process
+    resumed = ul.Trainer.resume(tmp_path, blank())  # on one process
     assert (resumed.steps, resumed.epoch) == (4, 1)
     resumed.fit(TRAIN, 2, batch_size=12)
     whole = session()
@@ -290,8 +264,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_saved(tmp_path, number, w
     assert len(set(found)) == 1
     steps, terminated = found[0]
     assert steps > 0 and terminated == (number == signal.SIGTERM)
-    blank = ul.cut(mlp(2, norm=True, dropout=0.2, dtype=torch.float32), 2, like=TRAIN.x[:4])
-    resumed = ul.Trainer.resume(tmp_path, blank)
+    resumed = ul.Trainer.resume(tmp_path, blank())
     assert resumed.steps == steps
     whole = session()
     with pytest.raises(ul.Interrupted):

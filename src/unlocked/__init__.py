@@ -13,7 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import callbacks, consensus, credit, data, heads, losses, mitigation, models, simulation, worlds
+    from . import (
+        callbacks,
+        consensus,
+        credit,
+        data,
+        heads,
+        losses,
+        mitigation,
+        models,
+        population,
+        simulation,
+        soups,
+        worlds,
+    )
     from .allocator import keep_freed_memory
     from .chain import Chain, Stage
     from .cutting import cut
@@ -45,7 +58,9 @@ __all__ = [
     "mitigation",
     "models",
     "plan",
+    "population",
     "simulation",
+    "soups",
     "worlds",
 ]
 

@@ -102,9 +102,9 @@ class Chain(nn.Module):
         """A new chain of the same making whose parameters and buffers are not initialised ("meta": not even allocated)."""
         memo: dict[int, Any] = {}
         for x in [*self.parameters(), *self.buffers()]:
-            empty = torch.empty_like(x, device="meta")
+            empty = torch.empty_like(x, device=device)
             memo[id(x)] = nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
-        return copy.deepcopy(self, memo).to_empty(device=device)
+        return copy.deepcopy(self, memo)  # a tied parameter stays one, which to_empty would part
 
     def example(self) -> Tensor:
         """The example batch; raises UnlockedError if the chain was made without one."""
@@ -153,12 +153,20 @@ class Chain(nn.Module):
     def layers(self, what: str = "module") -> list[tuple[int, str, list[nn.Parameter]]]:
         """The ordinary network's layers in forward order: (stage, name inside the body, parameters).
 
-        `what`: "module" (each module with parameters of its own is a layer) or "tensor" (each parameter is one).
+        `what`: "module" (each module with parameters of its own is a layer), "tensor" (each parameter is one) or "block" (each
+        part that a cut leaves whole; block_layers.py).
         """
+        from .block_layers import blocks_of  # it needs Chain from this file
+
         layers = []
+        seen: set[int] = set()  # a tied parameter belongs to the first layer that has it
         for j, stage in enumerate(self):
+            if what == "block":
+                layers += [(j, *block) for block in blocks_of(stage.body)]
+                continue
             for name, module in stage.body.named_modules():
-                own = list(module.named_parameters(recurse=False))
+                own = [(key, x) for key, x in module.named_parameters(recurse=False) if id(x) not in seen]
+                seen.update(id(x) for _, x in own)
                 if what == "tensor":
                     layers += [(j, f"{name}.{tensor}", [parameter]) for tensor, parameter in own]
                 elif own:

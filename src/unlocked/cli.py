@@ -1,4 +1,4 @@
-"""The command line: `unlocked train | compare | launch | methods | report | timeline | plan | trace | export | …`.
+"""The command line: `unlocked train | compare | launch | methods | report | timeline | plan | trace | export | soup | …`.
 
 Exit codes: 0 done (also when SIGTERM made it save and stop), 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
 Errors are one sentence.
@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 
 from . import __version__
-from .commands import COMMANDS, Calibrate, Compare, Doctor, Launch, Methods, Plan, Report, Timeline, Trace, Train
+from .commands import COMMANDS, Calibrate, Compare, Doctor, Launch, Methods, Plan, Report, Soup, Timeline, Trace, Train
 from .comparing import compare, default_folder, plan
 from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
@@ -145,6 +145,10 @@ def _run(command: Any, text: str, launched: list[str]) -> int:
         from .planning.command import run as plan_command
 
         return plan_command(command, _console())
+    if isinstance(command, Soup):
+        from .soup_command import soup
+
+        return soup(command, _console())
     return _write(command)
 
 

@@ -106,6 +106,54 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Soup:
+    """Evaluate networks of one architecture together: each, their ensemble, their mean, the soups made of them."""
+
+    members: tyro.conf.Positional[tuple[Path, ...]]
+    """Files as unlocked export writes them, or folders of runs (all their members)."""
+    data: str | None = None
+    """Data as in train; None: that of the run, or digits."""
+    subset: int | None = None
+    """Only this many training samples."""
+    model: str | None = None
+    """Network of files that do not name theirs, as in train."""
+    width: float | None = None
+    """Width of that network, if it has one."""
+    depth: int | None = None
+    """Depth of that network, if it has one."""
+    model_options: tuple[str, ...] = ()
+    """Other options of that network, each as key=value."""
+    greedy: bool = False
+    """Also the greedy soup, chosen on a share of the training data."""
+    refresh: bool = False
+    """Also the mean with BatchNorm statistics estimated anew; those of a greedy soup and of the heat map as well."""
+    repair: bool = False
+    """Also the mean after REPAIR."""
+    validation_share: float = 0.1
+    """Share of the training data that chooses: the greedy soup, the temperatures."""
+    seed: int = 0
+    """Of the choice of that share, and of the samples that statistics are estimated from."""
+    batch_size: int = 512
+    """Samples of a batch."""
+    measure: bool = False
+    """Also time the inference."""
+    heatmap: Path | None = None
+    """Picture to write, .png or .svg: test accuracy of the networks between 3 to 5 members."""
+    steps: int = 5
+    """Points of the heat map from its centre to a corner."""
+    to: Path | None = None
+    """Write the network that --take names, as safetensors."""
+    take: Literal["averaged", "refreshed", "repaired", "greedy"] = "averaged"
+    """Which network --to writes; it is made even if its own option is not given."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda, cuda:1, …"""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+@dataclass(frozen=True)
 class Launch:
     """Run a command on several processes of this machine: unlocked launch --processes 4 -- train …"""
 
@@ -273,6 +321,7 @@ COMMANDS: dict[str, Any] = {
     "plan": Plan,
     "trace": Trace,
     "export": Export,
+    "soup": Soup,
     "calibrate": Calibrate,
     "doctor": Doctor,
 }

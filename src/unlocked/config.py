@@ -14,6 +14,7 @@ from . import models
 from .cutting import Balance
 from .errors import InvalidChoice, choose
 from .method_names import Method, OfStages, make_consensus, make_credit, make_mitigation, parse_method, value
+from .population import Setting, check_initial
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -62,6 +63,11 @@ class Options:
     """bf16: autocast."""
     batchnorm: Literal["local", "average", "refresh"] = "local"
     """BatchNorm statistics of several replicas."""
+    population: Setting = "homogeneous"
+    """Regularisers of the replicas: homogeneous: none; heterogeneous: mixup, cutmix, label smoothing and random erasing, drawn
+    for each from lists for small images, or from those for ImageNet."""
+    initial: Literal["same", "different"] = "same"
+    """First weights of the replicas; different: drawn for each (rules whose replicas need no common start only)."""
     augment: str | None = None
     """Augmentation of training images: crop, flip, crop-flip, cutout:K, joined by +."""
     subset: int | None = None
@@ -108,6 +114,8 @@ class RunConfig:
     threads: int
     device: str
     mitigation: str | None = None
+    population: Setting = "homogeneous"
+    initial: Literal["same", "different"] = "same"
     cluster: dict[str, Any] | None = None  # of a simulated run: how it was described (simulation/options.py)
 
     @property
@@ -136,7 +144,7 @@ def resolve(
     """The configuration of one run. Raises InvalidChoice for whatever can be refused without looking at the data."""
     _check_numbers(options)
     make_credit(method.credit, options.stages)
-    make_consensus(method.consensus, options.stages)
+    check_initial(options.initial, make_consensus(method.consensus, options.stages), method.replicas)
     make_mitigation(method.mitigation, options.stages)
     shared = {name: getattr(options, name) for name in _UNCHANGED}
     return RunConfig(
@@ -183,6 +191,10 @@ def resolve_model(options: Options) -> dict[str, Any]:
             raise InvalidChoice(f"{options.model} has no options; leave out {key!r}.")
         choose(f"option of {options.model}", key, defaults)
         if isinstance(one, OfStages):
+            if not hasattr(options, "stages"):
+                raise InvalidChoice(
+                    f"{key}={one} depends on the number of stages, which this command has none of; give a number."
+                )
             given[key] = one.at(options.stages)
         elif isinstance(defaults[key], int) and isinstance(one, float) and one.is_integer():
             given[key] = int(one)  # --width is a float for the networks that scale by a factor

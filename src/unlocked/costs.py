@@ -46,8 +46,13 @@ def run_once(module: nn.Module, x: Tensor) -> Tensor:
 def flops(module: nn.Module, x: Tensor) -> int:
     """Floating-point operations of one forward on `x` (matrix products and convolutions, a multiply-add is 2)."""
     counter = FlopCounterMode(display=False)
-    with counter:
-        run_once(module, x)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels are not counted
+    try:
+        with counter:
+            run_once(module, x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
 
 

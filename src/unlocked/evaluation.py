@@ -7,14 +7,15 @@ All functions here are called by every process of a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batch import Batch
+from .batchnorm import reestimating
 from .chain import Chain, Stage
 from .consensus.base import Weights
 from .loop import random_state_kept
@@ -99,23 +100,23 @@ async def _pass(worker: Worker, stage: Stage, batch: Batch, visit: Callable[[Ten
 
 async def _average(worker: Worker, weights: Weights, into: Stages) -> None:
     """A copy of the stage whose floating-point parameters and buffers are the means over the replicas."""
-    copy = into[worker.place] = weights.plain_copy()
+    copy = into[worker.place] = await weights.judged()
     tensors = [x.detach() for x in [*copy.parameters(), *copy.buffers()] if x.is_floating_point()]
     for x, mean in zip(tensors, await worker.replicas.mean("averaging", tensors)):
         x.copy_(mean)
 
 
-async def _collect(worker: Worker, stage: Stage, into: Chain | None) -> None:
-    """Every stage of replica 0 sends its tensors to the first one, which puts them into the chain."""
+async def _collect(worker: Worker, stage: Stage, into: Sequence[Chain]) -> None:
+    """Every stage sends its tensors to the first one of replica 0, which puts them into the chains, one for each replica."""
     tensors = [x.detach() for x in [*stage.parameters(), *stage.buffers()]]
-    if not worker.first:
+    if worker.place != Place(0, 0):
         for x in tensors:
             await Link(worker, Place(0, 0)).send("collecting", x)
         return
-    assert into is not None
-    for j, target in enumerate(into):
+    for place, target in ((Place(n, j), target) for n, chain in enumerate(into) for j, target in enumerate(chain)):
         for k, x in enumerate([*target.parameters(), *target.buffers()]):
-            x.detach().copy_(tensors[k] if j == 0 else await Link(worker, Place(0, j)).recv("collecting", x))
+            own = place == worker.place
+            x.detach().copy_(tensors[k] if own else await Link(worker, place).recv("collecting", x))
 
 
 async def _together(worker: Worker, output: Tensor, y: Tensor, score: Score) -> None:
@@ -156,23 +157,9 @@ def _sweep(trainer: Trainer, stages: Stages, batch: Batch, visit: Callable[[Plac
 
 def refresh_batchnorm(trainer: Trainer, stages: Stages, batches: Batches) -> None:
     """Estimate the BatchNorm statistics of the stages and their heads anew: plain means over the given batches."""
-    norms = [
-        part
-        for stage in stages.values()
-        for part in stage.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm)
-    ]
-    kept = [(part, part.momentum) for part in norms]
-    for part in norms:
-        part.reset_running_stats()
-        part.momentum = None  # None: cumulative mean
-    with modes_kept(*stages.values()):
-        for stage in stages.values():
-            stage.train()
+    with reestimating(*stages.values()):
         for number, (x, y) in enumerate(batches):
             _sweep(trainer, stages, Batch(x, y, number), lambda place, h: _ignore(stages[place].read(h)))
-    for part, momentum in kept:
-        part.momentum = momentum
 
 
 def _ignore(value: object) -> None:
@@ -184,12 +171,24 @@ def averaged(trainer: Trainer, refresh: Batches | None) -> Chain | None:
     stages = _network(trainer, copies=refresh is not None)
     if refresh is not None:
         refresh_batchnorm(trainer, stages, refresh)
-    into = trainer.template.blank(trainer.device) if trainer.crew.chief else None
+    found = _collected(trainer, stages, 1)
+    return found[0] if found else None
+
+
+def members(trainer: Trainer) -> list[Chain] | None:
+    """Each of the trainer's networks as a new chain, in the order of the replicas, on rank 0; None elsewhere."""
+    whole = [weights for weights in trainer.weights if weights.worker.replica < trainer.networks]
+    return _collected(trainer, {weights.worker.place: weights.plain_copy() for weights in whole}, trainer.networks)
+
+
+def _collected(trainer: Trainer, stages: Stages, count: int) -> list[Chain] | None:
+    """The stages of replicas 0 … count − 1 as so many new chains on rank 0, None elsewhere."""
+    into = [trainer.template.blank(trainer.device) for _ in range(count if trainer.crew.chief else 0)]
     _run(
         trainer,
         lambda worker, weights: _collect(worker, stages[worker.place], into) if worker.place in stages else None,
     )
-    return into
+    return into or None
 
 
 def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .chain import Chain
 from .errors import InvalidChoice
@@ -22,8 +24,7 @@ def export(folder: Path, to: Path, member: str = "averaged", overwrite: bool = F
     the network ("recipe", JSON; `unlocked.models.from_recipe` builds it), and what was exported.
     Raises InvalidChoice (the file exists, no such member), BadCheckpoint (no such run).
     """
-    if to.exists() and not overwrite:
-        raise InvalidChoice(f"{to} exists; give another name, or --overwrite.")
+    refuse_existing(to, overwrite)
     config = read_config(folder)
     trainer = Trainer.resume(folder / "checkpoint", device="cpu")
     if member == "averaged":
@@ -31,18 +32,24 @@ def export(folder: Path, to: Path, member: str = "averaged", overwrite: bool = F
         chain = trainer.averaged(refresh=refresh)
     else:
         chain = trainer.chains[_number(member, trainer.replicas)]
+    about = {"method": str(config.method), "member": member, "updates": str(trainer.steps)}
+    return write_weights(to, chain.state_dict(), _recipe(chain), about)
+
+
+def refuse_existing(to: Path, overwrite: bool) -> None:
+    """Raises InvalidChoice if there is such a file and it is not to be replaced."""
+    if to.exists() and not overwrite:
+        raise InvalidChoice(f"{to} exists; give another name, or --overwrite.")
+
+
+def write_weights(to: Path, state: Mapping[str, Tensor], recipe: object, about: Mapping[str, str]) -> Path:
+    """Write a network's tensors to `to`, aside and then renamed; the metadata holds its recipe (None: unknown) and `about`."""
     to.parent.mkdir(parents=True, exist_ok=True)
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     save_file(
-        {name: x.detach().contiguous().clone() for name, x in chain.state_dict().items()},
+        {name: x.detach().contiguous().clone() for name, x in state.items()},
         aside,
-        metadata={
-            "format": "pt",
-            "recipe": json.dumps(_recipe(chain)),
-            "method": str(config.method),
-            "member": member,
-            "updates": str(trainer.steps),
-        },
+        metadata={"format": "pt", "recipe": json.dumps(recipe), **about},
     )
     aside.replace(to)
     return to

@@ -113,6 +113,7 @@ class Fitting:
     def _epoch(self, validated: bool, interrupt: Interrupt) -> dict[str, Any]:
         trainer, plan = self._trainer, self._plan
         trainer.phase = trainer.epoch // plan.epochs
+        trainer.begin_epoch()
         if trainer.batch_in_epoch == 0:
             trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
         for shares in self._streams():
@@ -120,7 +121,7 @@ class Fitting:
             self._step(shares)
         self._drain()
         trainer.settle()
-        trainer.epoch, trainer.batch_in_epoch = trainer.epoch + 1, 0
+        self._end_epoch()
         self._step_schedules()
         record = self._close_books()
         scored = plan.validate is not None and validated
@@ -160,6 +161,15 @@ class Fitting:
         record |= {"losses": mean_losses(losses, trainer.stages), "samples": samples, "seconds": seconds}
         for callback in self._plan.callbacks:
             callback.on_step(trainer, record)
+
+    def _end_epoch(self) -> None:
+        """Count it, with what the consensus rule does at its end."""
+        trainer = self._trainer
+        begin = trainer.world.clock()
+        trainer.end_epoch()
+        seconds = trainer.world.clock() - begin
+        trainer.elapsed += seconds
+        trainer.book.seconds += seconds
 
     def _drain(self) -> None:
         """Empty the pipeline of a delayed rule, if it wants that at the end of this epoch."""

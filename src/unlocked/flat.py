@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +16,16 @@ def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def put(rows: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
     """Write the values of such rows into the tensors. Raises ValueError (from zip) if there are more or fewer rows."""
-    for positions, row in zip(by_dtype(tensors), rows, strict=True):
-        parts = row.split([tensors[k].numel() for k in positions])
-        for k, part in zip(positions, parts):
-            tensors[k].detach().copy_(part.view(tensors[k].shape))
+    for x, view in zip(tensors, views(rows, tensors)):
+        x.detach().copy_(view)
+
+
+def blank(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Such rows on the device "meta": their lengths and dtypes only."""
+    return [
+        torch.empty(sum(tensors[k].numel() for k in positions), dtype=tensors[positions[0]].dtype, device="meta")
+        for positions in by_dtype(tensors)
+    ]
 
 
 def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -32,3 +39,21 @@ def by_dtype(tensors: Sequence[Tensor]) -> list[list[int]]:
 def bounds(count: int, size: int) -> list[int]:
     """Where each of `size` parts of `count` values begins, and the end: parts differ by one value at most."""
     return [count * part // size for part in range(size + 1)]
+
+
+def views(rows: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Such rows seen as tensors of the given shapes, in the given order; nothing is copied."""
+    found: list[Tensor] = list(tensors)
+    for positions, row in zip(by_dtype(tensors), rows, strict=True):
+        parts = row.split([tensors[k].numel() for k in positions])
+        for k, part in zip(positions, parts):
+            found[k] = part.view(tensors[k].shape)
+    return found
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """32 hexadecimal digits that tell whether tensors have the same bits."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in tensors:
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -32,11 +32,18 @@ def logits(output: Any) -> Tensor:
 def cross_entropy(output: Any, y: Tensor) -> Tensor:
     """Mean cross-entropy of logits (B, K) with classes y (B,), or of (B, T, V) with y (B, T); y is int64.
 
+    Soft targets are probabilities of a float type, of the logits' own shape: −Σ_k y_k log p_k, mean over B (and T).
     Only shapes and types are checked, so nothing waits for a GPU. Raises WrongTarget.
     """
     _is_tensor("cross_entropy", output)
+    if y.is_floating_point() and y.shape == output.shape and output.dim() in (2, 3):
+        wide = torch.promote_types(output.dtype, y.dtype)
+        return F.cross_entropy(output.flatten(0, -2).to(wide), y.flatten(0, -2).to(wide))
     if y.dtype != torch.int64:
-        raise WrongTarget(f"cross_entropy needs class indices of type int64, got {y.dtype}; convert with y.long().")
+        raise WrongTarget(
+            f"cross_entropy needs class indices of type int64, or probabilities of the logits' shape {tuple(output.shape)}; "
+            f"got {y.dtype} of shape {tuple(y.shape)}. Convert classes with y.long()."
+        )
     if output.dim() not in (2, 3) or output.shape[:-1] != y.shape:
         raise WrongTarget(
             f"cross_entropy got logits of shape {tuple(output.shape)} and targets of shape {tuple(y.shape)}; allowed "
@@ -116,6 +123,11 @@ class PredSim:
             raise WrongTarget(
                 f"PredSim needs the pair (logits, features) of the 'predsim' head, got {type(output).__name__}; "
                 "use cross_entropy for any other head."
+            )
+        if y.is_floating_point():
+            raise WrongTarget(
+                "PredSim compares the classes of samples and needs them as int64, got soft targets of "
+                f"{y.dtype}; leave out mixup, cutmix and label smoothing, or use another head or credit rule (dgl)."
             )
         predicted, features = output
         prediction = cross_entropy(predicted, y)

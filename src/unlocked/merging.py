@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .chain import Chain
 from .consensus.base import Store
+from .flat import digest as digest_of
 from .restore import describe_optimizer, describe_schedule, in_words
 from .timeline import Timeline
 from .worlds import Distributed, Simulated
@@ -29,6 +29,8 @@ def fingerprint(trainer: Trainer, chain: Chain) -> dict[str, Any]:
         "accumulate": trainer.accumulate,
         "precision": trainer.precision,
         "batchnorm": trainer.batchnorm,
+        "regularisers": repr(trainer.regularisers),
+        "the choice of initial weights": trainer.initial,
         "the parameters": sorted([name, list(x.shape), str(x.dtype)] for name, x in chain.state_dict().items()),
         "the initial weights (seed them alike)": digest(chain),
     }
@@ -43,10 +45,7 @@ def fingerprint_of_updates(store: Store) -> dict[str, Any]:
 
 def digest(chain: Chain) -> str:
     """Of all parameters and buffers, heads' too."""
-    found = hashlib.blake2b(digest_size=16)
-    for x in [*chain.parameters(), *chain.buffers()]:
-        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    return digest_of([*chain.parameters(), *chain.buffers()])
 
 
 def measured_steps(trainer: Trainer) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _fit(what: str, given: Any, hint: Any, stages: int) -> Any:
         if _is_a(given, one):
             return float(given) if one is float else given
     words = [option for one in allowed if get_origin(one) is Literal for option in get_args(one)]
-    if words and isinstance(given, str):
+    if words and isinstance(given, str) and bool not in allowed:
         choose(f"value of {what}", given, words)
     raise InvalidChoice(f"{what} must be {' or '.join(map(_in_words, allowed))}; given {given!r}.")
 

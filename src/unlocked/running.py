@@ -23,6 +23,7 @@ from .data import Data
 from .errors import InvalidChoice
 from .merging import recorded_steps
 from .method_names import make_consensus, make_credit, make_mitigation
+from .population import of_setting
 from .rng import seed_of
 from .run_files import (
     alone_in,
@@ -35,6 +36,7 @@ from .run_files import (
     write_json,
     write_step,
 )
+from .saving import describe_regularisers
 from .session import Trainer
 from .simulation import cost_file
 from .simulation.costs import Costs
@@ -84,6 +86,8 @@ def make_trainer(config: RunConfig, train: Data, world: World | None = None) -> 
         precision=config.precision,
         batchnorm=config.batchnorm,
         mitigation=make_mitigation(config.method.mitigation, config.stages),
+        regularisers=of_setting(config.population, config.replicas, config.seed),
+        initial=config.initial,
         device=config.device,
     )
 
@@ -282,6 +286,7 @@ def _begin(config: RunConfig, folder: Path, trainer: Trainer, command: str) -> N
         folder / "config.json",
         {
             **config.to_json(),
+            "regularisers": describe_regularisers(trainer.regularisers),
             "heads": [str(head) for head in trainer.heads],
             "stage_sizes": trainer.chains[0].recipe["sizes"] if trainer.chains[0].recipe else None,
             "versions": versions(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from .cutting import from_recipe_of_chain
 from .delays import laid_out, load_in_flight, put_back, state_in_flight
 from .errors import BadCheckpoint
 from .loop import EpochBook, random_state_kept
+from .population import Regulariser
 from .recutting import Shards, optimizer_state, rename_losses
 from .recutting import cut_anew as cut_chain_anew
 from .restore import (
@@ -126,6 +127,8 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
             "optimizer": optimizer,
             "schedule": describe_schedule(first.scheduler),
             "options": {name: getattr(trainer, name) for name in _OPTIONS},
+            "initial": trainer.initial,
+            "regularisers": describe_regularisers(trainer.regularisers),
             "progress": {name: getattr(trainer, name) for name in _PROGRESS},
             "sent_before": dict(trainer.sent_before),
             "book": dataclasses.asdict(book),
@@ -153,6 +156,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         optimizer=given["optimizer"] or restore_optimizer(unpack(manifest["optimizer"], defaults)),
         schedule=given["schedule"] or restore_schedule(manifest["schedule"]),
         mitigation=given["mitigation"] or _mitigation(manifest["mitigation"]),
+        regularisers=restore_regularisers(manifest.get("regularisers")),
         world=given["world"],
         device=given["device"],
         **manifest["options"],
@@ -168,6 +172,10 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
             _load_shard(trainer, weights, reader)
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
+    trainer.begin_epoch()
+    rule = trainer.consensus
+    if rule.needs_equal_start and not rule.needs_processes and not is_described(rule, manifest["consensus"]):
+        trainer.bring_together()
     if cut_anew:
         trainer.memory = []  # it was of other stages
     trainer.sent_before.update(manifest["sent_before"])
@@ -178,8 +186,19 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
     trainer.book = book.part(here, trainer.crew.chief)
     if isinstance(trainer.world, Simulated) and manifest.get("clock") is not None and not cut_anew:
         trainer.world.restore(manifest["clock"])
+    trainer.initial = manifest.get("initial", "same")  # for the books: the weights are the checkpoint's
     trainer.last_checkpoint = reader.path
     return trainer
+
+
+def describe_regularisers(regularisers: Sequence[Regulariser] | None) -> list[dict[str, float]] | None:
+    """As plain values, one for each replica."""
+    return None if regularisers is None else [dataclasses.asdict(one) for one in regularisers]
+
+
+def restore_regularisers(described: list[dict[str, float]] | None) -> list[Regulariser] | None:
+    """The inverse; checkpoints of earlier versions have none."""
+    return None if described is None else [Regulariser(**one) for one in described]
 
 
 def _mitigation(described: Any) -> Any:

@@ -21,15 +21,16 @@ from .consensus.base import BatchNormPolicy, Clock, OptimizerFactory, ScheduleFa
 from .consensus.base import Consensus as ConsensusRule
 from .credit.base import Credit as CreditRule
 from .credit.base import refuse_non_finite
-from .data import as_data
+from .data import Domains, as_data
 from .delays import check_delays
 from .errors import InvalidChoice, LostProcess, choose
-from .evaluation import Evaluation, averaged, ensemble, evaluate
+from .evaluation import Evaluation, averaged, ensemble, evaluate, members
 from .fitting import Fitting, Plan
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
-from .merging import fingerprint, fingerprint_of_updates
+from .merging import digest, fingerprint, fingerprint_of_updates
 from .mitigation import Mitigation
-from .rng import seed_of
+from .population import Drawing, Initial, Regulariser, apply, check_initial, checked, classes_for, in_words
+from .rng import generator, seed_of
 from .saving import load_state, save_state
 from .timeline import Timeline
 from .worker import Worker
@@ -43,7 +44,7 @@ class Trainer:
         chain: the network. It becomes replica 0 and is trained in place; heads are attached to it where the rule needs them.
         credit: where a stage's gradient comes from (`ul.credit`).
         consensus: what happens to it among the replicas (`ul.consensus`).
-        replicas: N ≥ 1, all starting equal.
+        replicas: N ≥ 1.
         optimizer: list of parameters → torch.optim optimizer; called once per stage and replica.
         schedule: optimizer → torch learning-rate scheduler, or None. Stepped after every update, or with
             schedule_every="epoch" after every epoch the stage was trained in.
@@ -55,11 +56,15 @@ class Trainer:
         batchnorm: statistics of replicas: "local" (each keeps its own; the averaged network gets their mean), "average"
             (averaged after every update), "refresh" (as local, but the averaged network's are estimated anew from data).
         mitigation: what is done about gradients of weights that have been updated since (`ul.mitigation`), or None.
+        regularisers: one per replica, for the batches it trains on (`ul.population.draw`), or None.
+        initial: first weights of replicas 1 … N − 1: the "same" as replica 0's, "different" (drawn anew, by the same law), or a
+            function: replica → chain, model or state dict. See population/initial.py.
         device: where to train; default: where the chain is.
 
     Attributes: `chains` (one per replica), `timeline` (of the latest step), `steps`, `epoch`, `phase`, `heads` (what heads
     were built and what they cost), `bytes_sent` (by channel, since the start), `activation_peak` (bytes kept for backward
-    in the first steps of `fit`), `memory` (what all tensors took then; see probes/step.py).
+    in the first steps of `fit`), `memory` (what all tensors took then; see probes/step.py),
+    `stack` (the replicas as one computation, if they compute so; credit/stacking.py).
 
     In a world of several processes every process makes the same trainer and calls the same methods. The stages that live
     elsewhere are emptied (device "meta"), `timeline` and `step`'s losses are of the workers here, `bytes_sent` of all of them
@@ -86,6 +91,8 @@ class Trainer:
         precision: Literal["float32", "bf16"] = "float32",
         batchnorm: BatchNormPolicy = "local",
         mitigation: Mitigation | None = None,
+        regularisers: Sequence[Regulariser] | None = None,
+        initial: Initial = "same",
         device: str | torch.device | None = None,
     ) -> None:
         _check_arguments(chain, replicas, accumulate, clip)
@@ -95,6 +102,8 @@ class Trainer:
         self.credit = credit if credit is not None else credit_rules.Backprop()
         self.consensus = consensus if consensus is not None else consensus_rules.Independent()
         self.replicas, self.seed = replicas, seed
+        self.regularisers, self.initial = checked(regularisers, replicas), in_words(initial)
+        check_initial(initial, self.consensus, replicas)
         self.networks = self.consensus.networks(replicas)
         self.clip, self.accumulate, self.precision = clip, accumulate, precision
         self.batchnorm, self.schedule_every, self.mitigation = batchnorm, schedule_every, mitigation
@@ -106,6 +115,8 @@ class Trainer:
             chain.like = chain.like.to(self.device)
         if not any(part.training for part in chain.modules() if not list(part.children())):
             chain.train()  # a model that comes in evaluation mode as a whole; parts frozen by hand stay as they are
+        self._classes = classes_for(self.regularisers, chain)
+        drawing = Drawing(initial, self.credit, seed, by_hand=[stage.head is not None for stage in chain])
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
         _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
@@ -127,8 +138,12 @@ class Trainer:
             self.crew.agree(fingerprint(self, chain), "the trainer")
         self.template = chain.blank("meta")
         self.chains = self.consensus.copies(chain, replicas)
+        self._draw_initial(drawing)
         self._empty_what_is_elsewhere()
+        self.stack = self.credit.stack(self.chains, self.consensus, self.world)
         self.weights = [self._make_weights(worker, optimizer, schedule) for worker in self.workers]
+        if self.stack is not None:
+            self.stack.bind(self.weights)
         if self.crew.size > 1:
             self.crew.agree(fingerprint_of_updates(self.weights[0].store), "the trainer")
         self.timeline = Timeline()
@@ -156,6 +171,13 @@ class Trainer:
     def bytes_sent(self) -> Counter[str]:
         """Payload bytes by channel since the start."""
         return self.sent_before + Counter(self.book.sent)
+
+    def _draw_initial(self, drawing: Drawing) -> None:
+        """Of the replicas here; what a user's function gives must be alike on all processes, so it is asked for all."""
+        given = self.initial == "given"
+        drawing.draw(self.chains, range(self.replicas) if given else sorted({w.replica for w in self.workers}))
+        if given and self.crew.size > 1:
+            self.crew.agree({"what initial gives": [digest(chain) for chain in self.chains]}, "the trainer")
 
     def _empty_what_is_elsewhere(self) -> None:
         here = {worker.place for worker in self.workers}
@@ -186,9 +208,8 @@ class Trainer:
                     f"{type(part).__name__} wants to be called with a loss, which stages that learn side by side do not "
                     "share; give an optimizer and a schedule that step by themselves."
                 )
-        overlap = (
-            self.credit.one_backward and self.mitigation is None
-        )  # a mitigated gradient is complete after its backward
+        # a mitigated gradient is complete after its backward, one of a stack is dealt to the replicas then
+        overlap = self.credit.one_backward and self.mitigation is None and self.stack is None
         store = Store(
             made,
             scheduler,
@@ -221,13 +242,12 @@ class Trainer:
         self._train_mode()
         first = self.steps * self.accumulate
         batches = {
-            replica: list(micro_batches(x.to(self.device), y.to(self.device), self.accumulate, first, self.phase))
+            replica: list(micro_batches(*self._regularised(replica, x, y), self.accumulate, first, self.phase))
             for replica, (x, y) in shares.items()
         }
         for worker in self.workers:
             worker.losses.clear()
-        self._align()
-        self._settled = self._aligned = not self.consensus.crossing
+        self._begin_updates()
         self.timeline = self._run(
             [self._program(w, k, self.consensus.batches(w, batches)) for k, w in enumerate(self.workers)]
         )
@@ -240,6 +260,20 @@ class Trainer:
         self.recent.append(self.timeline)
         return self._losses()
 
+    def _begin_updates(self) -> None:
+        """What is about to run may leave messages under way, or fail in the middle."""
+        self._align()
+        self._settled = not self.consensus.crossing
+        self._aligned = not (self.consensus.crossing or self.consensus.counts_updates)
+
+    def _regularised(self, replica: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A replica's batch on the device, as its regulariser makes it: a function of (seed, replica, step)."""
+        x, y = x.to(self.device), y.to(self.device)
+        if self.regularisers is None:
+            return x, y
+        source = generator(self.seed, "regulariser", replica, self.steps)
+        return apply(self.regularisers[replica], x, y, self._classes, source)
+
     def drain(self) -> Timeline:
         """Give all micro-batches in flight their backward, so that every stage has made all its updates; what was done.
 
@@ -250,10 +284,34 @@ class Trainer:
         if not self.credit.crossing:
             return Timeline()
         self._train_mode()
+        self._begin_updates()
         programs = [(w, self.credit.empty(w, *self._stage(k))) for k, w in enumerate(self.workers)]
-        emptied = self._run(programs, crossing=frozenset())  # nothing may be left over
+        emptied = self._run(programs, crossing=self.consensus.crossing)  # no gradient may be left over
+        self._aligned = True
+        if isinstance(self.world, InProcess):
+            self.settle()
         self.book.sent_in(emptied)
         return emptied
+
+    def bring_together(self) -> None:
+        """Let replicas that another rule has trained begin alike, where the rule wants that: at their mean."""
+        if self.networks > 1:
+            self._run([(weights.worker, weights.begin_alike()) for weights in self.weights], charged=False)
+
+    def begin_epoch(self) -> None:
+        """Let the rules know which epoch it is: `self.epoch`."""
+        for weights in self.weights:
+            weights.epoch = self.epoch
+
+    def end_epoch(self) -> None:
+        """Count an epoch; rules that do something at its end do it now. `fit` calls it; after steps by hand it is yours to."""
+        self.begin_epoch()
+        if self.consensus.by_epochs:
+            self.settle()
+            ended = self._run([(weights.worker, weights.end_of_epoch()) for weights in self.weights])
+            self.book.sent_in(ended)
+        self.epoch, self.batch_in_epoch = self.epoch + 1, 0
+        self.begin_epoch()
 
     def collect(self) -> None:
         """Take the messages that are under way into the state of the workers, so that it can be saved."""
@@ -347,7 +405,8 @@ class Trainer:
         """Train until `epochs` epochs are complete, those before a resume included (per stage, for greedy learning).
 
         Args:
-            train, validate: `Data` (ul.data.load), a pair of tensors, or a map-style Dataset of (x, y).
+            train, validate: `Data` (ul.data.load), a pair of tensors, or a map-style Dataset of (x, y); to train on, also
+                `ul.data.Domains`, a set for each replica.
             validate_every: epochs between two validations; the last epoch of every phase is always followed by one.
             batch_size: samples per replica and update.
             callbacks: see callbacks.py.
@@ -357,7 +416,9 @@ class Trainer:
         samples_per_second, bytes (by channel, this epoch), activation_peak, live_peak, learning_rates, validation.
         Raises Interrupted after Ctrl-C (the step is finished first; a second Ctrl-C stops at once).
         """
-        self.training_data = as_data(train)
+        self.training_data = train if isinstance(train, Domains) else as_data(train)
+        if isinstance(train, Domains):
+            train.check(self.replicas)
         held_out = None if validate is None else as_data(validate)
         plan = Plan(
             self.training_data, held_out, epochs, validate_every, batch_size, callbacks, checkpoint, checkpoint_every
@@ -384,13 +445,22 @@ class Trainer:
         self.settle()
         return averaged(self, self._refreshing(refresh))  # type: ignore[return-value]  # None elsewhere, as documented
 
+    def members(self) -> list[Chain] | None:
+        """New chains with the weights of each network that is trained: one per replica, a single one where all train the same.
+
+        What `ul.soups` takes. On several processes all must call it; the list is on rank 0, the others get None.
+        """
+        self.settle()
+        return members(self)
+
     def _refreshing(self, given: Any = None) -> Iterator[tuple[Tensor, Tensor]] | None:
         """The batches to estimate BatchNorm statistics from, if they are to be estimated."""
         data = given if given is not None else self.training_data if self.batchnorm == "refresh" else None
         if data is None:
             return None
-        seed = seed_of(self.seed, "refresh")
-        batches = as_data(data).batches(self.batch_size or 64, epoch=0, seed=seed, device=self.device)
+        when: dict[str, Any] = {"epoch": 0, "seed": seed_of(self.seed, "refresh"), "device": self.device}
+        size = self.batch_size or 64
+        batches = data.mixed(size, **when) if isinstance(data, Domains) else as_data(data).batches(size, **when)
         return (batch for batch, _ in zip(batches, range(50)))
 
     def ensemble(self, x: Tensor) -> Tensor:

@@ -21,14 +21,13 @@ import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UnlockedError
 from .probes.memory import count_saved
-from .worker import Worker
 
 Semantics = Literal["stash", "current", "snapshot"]
 
@@ -42,6 +41,13 @@ class Reading:
         self.version, self.weights = version, weights
 
 
+class Updates(Protocol):
+    """Who counts the updates of a stage's weights; a worker, as a rule. stage: for messages. version: today's."""
+
+    stage: int
+    version: int
+
+
 class Versions:
     """The versions of one stage's trained weights.
 
@@ -49,8 +55,8 @@ class Versions:
     version that is read from is copied before an update. held: how many read from each version. kept: the copies.
     """
 
-    def __init__(self, worker: Worker, module: nn.Module) -> None:
-        self._worker = worker
+    def __init__(self, updates: Updates, module: nn.Module) -> None:
+        self.updates = updates
         self.parameters = [x for x in module.parameters() if x.requires_grad]
         self.keeps = False
         self.held: Counter[int] = Counter()
@@ -64,7 +70,7 @@ class Versions:
 
     def read(self, version: int | None = None) -> Reading:
         """A forward begins at this version (default: today's), which stays to be had until it is released."""
-        reading = Reading(self._worker.version if version is None else version)
+        reading = Reading(self.updates.version if version is None else version)
         self.hold(reading.version)
         return reading
 
@@ -81,9 +87,9 @@ class Versions:
 
     def before_update(self) -> None:
         """Copy today's weights if somebody still reads from them; called before anything writes to them."""
-        now = self._worker.version
+        now = self.updates.version
         if self.keeps and self.held.get(now):
-            self.kept[now] = [x.detach().clone() for x in self.parameters]
+            self.kept[now] = copied(self.parameters)
 
     def forget(self) -> None:
         """Nobody reads any more."""
@@ -102,7 +108,7 @@ class Versions:
         """What this forward saw."""
         if reading.weights is not None:
             return reading.weights
-        return self.today() if reading.version == self._worker.version else self._old(reading.version)
+        return self.today() if reading.version == self.updates.version else self._old(reading.version)
 
     def today(self) -> list[Tensor]:
         """The newest weights, whatever is in place."""
@@ -111,8 +117,8 @@ class Versions:
     def _old(self, version: int) -> list[Tensor]:
         if version not in self.kept:
             raise UnlockedError(
-                f"Version {version} of the weights of stage {self._worker.stage} was asked for, but only "
-                f"{sorted({*self.kept, self._worker.version})} are there; hold a version before the update that ends it."
+                f"Version {version} of the weights of stage {self.updates.stage} was asked for, but only "
+                f"{sorted({*self.kept, self.updates.version})} are there; hold a version before the update that ends it."
             )
         return self.kept[version]
 
@@ -129,7 +135,7 @@ class Versions:
 
     def is_today(self, reading: Reading) -> bool:
         """Whether these are the weights in place."""
-        return reading.weights is None and reading.version == self._worker.version
+        return reading.weights is None and reading.version == self.updates.version
 
     @contextlib.contextmanager
     def in_place(self, reading: Reading) -> Iterator[None]:
@@ -166,6 +172,11 @@ class Versions:
             yield saved
         if again is not None and len(saved) != len(again):
             raise RuntimeError(f"it keeps {len(saved)} tensors, not {len(again)}")
+
+
+def copied(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Their values, which later writes leave alone."""
+    return [x.detach().clone() for x in parameters]
 
 
 @torch.no_grad()
@@ -258,7 +269,7 @@ class Saved:
                     "in place (inplace=False) in this stage."
                 )
             return entry.x
-        today = entry.version is None or entry.version == self._versions._worker.version
+        today = entry.version is None or entry.version == self._versions.updates.version
         own: Sequence[Tensor] = self._versions.parameters if today else self._versions._old(entry.version or 0)
         x = own[entry.index].detach()
         return x.as_strided(entry.size, entry.stride, x.storage_offset() + entry.offset)

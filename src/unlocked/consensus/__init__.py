@@ -4,8 +4,15 @@ from .acco import ACCO
 from .all_reduce import AllReduce
 from .base import Consensus
 from .cdp import CDP
+from .co2 import CO2
+from .diloco import DiLoCo
 from .dpu import DPU, WP
+from .easgd import EASGD
 from .independent import Independent
+from .local_sgd import LocalSGD
+from .papa import PAPA
+from .papa_all import BTM, PAPA2, PAPAAll
+from .slowmo import SlowMo
 from .torch_data_parallel import TorchDDP
 from .torch_fully_shard import TorchFullyShard
 from .torch_zero1 import TorchZeRO1
@@ -15,6 +22,15 @@ ALL: tuple[type[Consensus], ...] = (
     Independent,
     AllReduce,
     WASH,
+    PAPA,
+    PAPAAll,
+    PAPA2,
+    BTM,
+    LocalSGD,
+    SlowMo,
+    DiLoCo,
+    CO2,
+    EASGD,
     CDP,
     ACCO,
     DPU,
@@ -27,13 +43,22 @@ ALL: tuple[type[Consensus], ...] = (
 __all__ = [
     "ACCO",
     "ALL",
+    "BTM",
     "CDP",
+    "CO2",
     "DPU",
+    "EASGD",
+    "PAPA",
+    "PAPA2",
     "WASH",
     "WP",
     "AllReduce",
     "Consensus",
+    "DiLoCo",
     "Independent",
+    "LocalSGD",
+    "PAPAAll",
+    "SlowMo",
     "TorchDDP",
     "TorchFullyShard",
     "TorchZeRO1",

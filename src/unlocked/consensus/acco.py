@@ -37,8 +37,9 @@ from ..errors import InvalidChoice
 from ..rules.accumulation import Sum, joined
 from ..work import work
 from ..worker import Beside, Worker
-from .accumulating import Accumulating, Contributions, check_contributions, check_options
-from .base import Consensus, Properties, Store, Weights
+from .accumulating import Accumulating
+from .accumulating_rule import AccumulatingRule, Contributions
+from .base import Properties, Store
 
 
 class _Acco(Accumulating):
@@ -46,7 +47,7 @@ class _Acco(Accumulating):
     channel = "acco"
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, rule: ACCO) -> None:
-        super().__init__(worker, chain, store, rule.contributions, rule.samples_per_schedule_step)
+        super().__init__(worker, chain, store, rule)
         self._scale = rule.estimate
         self._true: list[Tensor] | None = None  # θ_t, while θ̃ is in place
 
@@ -82,7 +83,7 @@ class _Acco(Accumulating):
 
 
 @dataclass(frozen=True)
-class ACCO(Consensus):
+class ACCO(AccumulatingRule):
     """Every update uses the gradients of two half-batches, one at an estimate of the weights; communication is hidden.
 
     Args:
@@ -108,20 +109,13 @@ class ACCO(Consensus):
         replicas="equal, each holds 1/N of the optimizer",
         result="any replica",
     )
-    shares_data: ClassVar[bool] = True
-    fewest: ClassVar[int] = 2
-    one_at_a_time: ClassVar[bool] = True
+    fewest: ClassVar[int] = _Acco.rounds
+    correction: ClassVar[str] = "estimate"
 
     def __post_init__(self) -> None:
-        check_contributions(self.contributions, self.samples_per_schedule_step)
+        super().__post_init__()
         if not 0.0 <= self.estimate < float("inf"):
             raise InvalidChoice(f"estimate={self.estimate} is no multiple of a learning rate; give at least 0.")
 
-    def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
-        check_options(self.name, worker, store, self.contributions, rounds=2)
-        if store.mitigation is not None:
-            raise InvalidChoice(
-                f"acco's estimate is what it does about late gradients, so {store.mitigation.name} has nothing to act on; "
-                "leave it out, or use dpu with it."
-            )
+    def accumulating(self, worker: Worker, chain: Chain, store: Store) -> Accumulating:
         return _Acco(worker, chain, store, self)

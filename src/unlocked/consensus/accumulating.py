@@ -12,27 +12,28 @@ exchanges, and `clip` is of each stage's own gradient, as everywhere here.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..chain import Chain
-from ..errors import InvalidChoice, UnlockedError
+from ..errors import UnlockedError
 from ..flat import bounds, by_dtype, flat, put
 from ..rules.accumulation import Sum, clip_factor, schedule_steps, summed
 from ..work import work
 from ..worker import Beside, Worker
 from .base import Store, Weights
-from .sharded_update import Shard, refuse_optimizer
+from .sharded_update import Shard
 
-Contributions = tuple[int, ...] | Literal["managed"] | None
+if TYPE_CHECKING:
+    from .accumulating_rule import AccumulatingRule
 
 
-class Accumulating(Weights):
+class Accumulating(Weights, ABC):
     """Weights whose step consists of rounds of micro-batches; beside each goes an exchange, begun with the round.
 
     rounds: how many. A subclass says what goes on beside a round (`begin`), and what is done when both are over (`between`
@@ -47,14 +48,13 @@ class Accumulating(Weights):
     rounds: ClassVar[int] = 1
     channel: ClassVar[str]
 
-    def __init__(
-        self, worker: Worker, chain: Chain, store: Store, contributions: Contributions, per_step: int | None
-    ) -> None:
+    def __init__(self, worker: Worker, chain: Chain, store: Store, rule: AccumulatingRule) -> None:
         mitigation, store.mitigation = store.mitigation, None  # it works on the shard
         super().__init__(worker, chain, store)
         store.mitigation = mitigation
-        self._contribution = contributions[worker.replica] if isinstance(contributions, tuple) else None
-        self._managed, self._per_step = contributions == "managed", per_step
+        given, self._per_step = rule.contributions, rule.samples_per_schedule_step
+        self._contribution = given[worker.replica] if isinstance(given, tuple) else None
+        self._managed = given == "managed"
         self._sizes = [len(part) for part in torch.arange(store.accumulate).tensor_split(self.rounds)]
         size = worker.replicas.size
         real = store.optimizer is not None  # not under shapes only
@@ -168,7 +168,7 @@ class Accumulating(Weights):
     @work(gives=lambda self, arrived: Sum([], 0))
     def between(self, arrived: Any) -> Sum:
         """After a round that is not the last; `arrived` is the result of what went on beside it. Returns `whole`."""
-        raise NotImplementedError
+        raise NotImplementedError  # not abstract: where there is one round, nothing is between rounds
 
     @work()
     def update(self) -> None:
@@ -306,38 +306,3 @@ class Accumulating(Weights):
         self.kept = None if state["gradients"] is None else Sum(list(state["gradients"]), state["samples"])
         self.seen, self._scheduled, self.left_out = state["seen"], state["scheduled"], state["left_out"]
         self.part.load(state["shard"])
-
-
-def check_options(rule: str, worker: Worker, store: Store, contributions: Contributions, rounds: int) -> None:
-    """Raises InvalidChoice for what these rules cannot do."""
-    if store.accumulate < rounds:
-        raise InvalidChoice(
-            f"{rule} splits a step into {rounds} rounds and needs at least as many micro-batches, got "
-            f"accumulate={store.accumulate}; give accumulate={rounds} or more."
-        )
-    if isinstance(contributions, tuple) and len(contributions) != worker.replicas.size:
-        raise InvalidChoice(
-            f"contributions={contributions} are those of {len(contributions)} replicas, but there are "
-            f"{worker.replicas.size}; give one number for each."
-        )
-    if contributions == "managed" and worker.stages > 1:
-        raise InvalidChoice(
-            f"contributions='managed' lets each worker stop when it has no more time, but the {worker.stages} stages of a "
-            "replica must do the same micro-batches; give whole numbers, or train without stages."
-        )
-    refuse_optimizer(rule, store.optimizer)
-
-
-def check_contributions(contributions: Any, per_step: int | None) -> None:
-    """Raises InvalidChoice for values that mean nothing."""
-    numbers = contributions if isinstance(contributions, tuple) else ()
-    good = contributions in (None, "managed") or (numbers and all(isinstance(c, int) and c >= 1 for c in numbers))
-    if not good:
-        raise InvalidChoice(
-            f"contributions={contributions!r} is not possible; give None (all do all), a tuple with each replica's "
-            "micro-batches per round, whole numbers of at least 1, or 'managed'."
-        )
-    if per_step is not None and not (isinstance(per_step, int) and per_step >= 1):
-        raise InvalidChoice(
-            f"samples_per_schedule_step={per_step} is not possible; give a whole number of at least 1, or None."
-        )

@@ -13,15 +13,19 @@ Limits: N = 1 is ordinary training; N equal shards are one big batch (without Ba
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..chain import Chain
 from ..errors import InvalidChoice
+from ..flat import blank, flat, views
 from ..worker import Worker
+from .averaging.codecs import codec
+from .averaging.exchange import Exchange
 from .base import Consensus, Properties, Store, Weights
 
 _FEWEST = 8  # buckets of a small network, about: one or two would leave nothing to overlap
@@ -31,9 +35,40 @@ class _MeanGradient(Weights):
     """After the backward: the mean of all gradients at once."""
 
     async def reduce(self) -> None:
-        # a parameter without a gradient here may have one in no replica: the programs are the same
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        _put(gradients, await self.worker.replicas.mean("all-reduce", gradients))
+        await mean_gradient(self)
+
+
+class _Compressed(Weights):
+    """After the backward, through a codec."""
+
+    def __init__(self, worker: Worker, chain: Chain, store: Store, compression: str) -> None:
+        super().__init__(worker, chain, store)
+        real = store.optimizer is not None
+        self._exchange = Exchange(worker, "all-reduce", range(worker.replicas.size), codec(compression), "rows", real)
+
+    async def reduce(self) -> None:
+        rows = blank(self.parameters) if self.store.optimizer is None else self._rows()
+        means = views(await self._exchange.mean(rows), self.parameters)
+        present = [(x.grad, mean) for x, mean in zip(self.parameters, means) if x.grad is not None]
+        if self.store.optimizer is not None:
+            _put([gradient for gradient, _ in present], [mean for _, mean in present])
+
+    def _rows(self) -> list[Tensor]:
+        """As long at every update: what is left out of one goes into the next."""
+        return flat([torch.zeros_like(x) if x.grad is None else x.grad for x in self.parameters])
+
+    def carried(self) -> dict[str, Any]:
+        return {"exchange": self._exchange.carried()}
+
+    def load_carried(self, state: Mapping[str, Any]) -> None:
+        self._exchange.load_carried(state["exchange"])
+
+
+async def mean_gradient(weights: Weights) -> None:
+    """Put the mean of all replicas' gradients in the place of this one's."""
+    # a parameter without a gradient here may have one in no replica: the programs are the same
+    gradients = [parameter.grad for parameter in weights.parameters if parameter.grad is not None]
+    _put(gradients, await weights.worker.replicas.mean("all-reduce", gradients))
 
 
 class _Bucket:
@@ -112,11 +147,14 @@ class AllReduce(Consensus):
     """Every update uses the mean gradient of all replicas; an epoch is split among them.
 
     Args:
+        compression: how gradients travel: "none", "bf16", "int8" or "int8:BLOCK", "topk:SHARE", with error feedback; then after
+            the backward.
         bucket_mb: largest size of the buckets (10⁶ bytes) whose exchange begins during the backward; 0: one exchange after it.
             Only under credit rules that complete a gradient in one backward (backprop, dgl, …); the others exchange after it.
     """
 
     bucket_mb: float = 1.0
+    compression: str = "none"
 
     name: ClassVar[str] = "all-reduce"
     properties: ClassVar[Properties] = Properties(
@@ -128,14 +166,18 @@ class AllReduce(Consensus):
         result="any replica",
     )
     shares_data: ClassVar[bool] = True
+    needs_equal_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.bucket_mb < float("inf"):
             raise InvalidChoice(
                 f"bucket_mb={self.bucket_mb} is not a size; give a number of at least 0 (0: no overlap)."
             )
+        codec(self.compression)
 
     def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
+        if self.compression != "none" and worker.replicas.size > 1:
+            return _Compressed(worker, chain, store, self.compression)
         if self.bucket_mb == 0 or not store.overlap or worker.replicas.size == 1:
             return _MeanGradient(worker, chain, store)
         return _Overlapped(worker, chain, store, int(1e6 * self.bucket_mb))

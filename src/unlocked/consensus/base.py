@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..chain import Chain, Stage
+from ..flat import digest, flat, put
 from ..mitigation import Mitigation
 from ..versions import Versions
 from ..worker import Worker
@@ -82,12 +83,14 @@ class Weights:
         self.statistics = [x for x in batchnorm_statistics(self.stage) if x.is_floating_point()]
         self.versions = Versions(worker, self.stage)
         self.flight: Any = None
+        self.stack: Any = None  # all replicas as one computation (credit/stacking.py)
         self.updates = True  # False: another worker's optimizer updates these weights
         self.shard = self.optimizer_of = (
             worker.place
         )  # under which a checkpoint holds the weights, and the optimizer's state
         self.mitigating = None if store.mitigation is None else store.mitigation.start(store.optimizer, self.versions)
         self.pending = 0  # micro-batches whose gradients are waiting for the rest of their update
+        self.epoch = 0  # the epoch, from 0, that the worker is in
 
     def taken(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         """Those of a row of micro-batches that this worker does, decided one by one as it comes to them. Here: all."""
@@ -104,7 +107,8 @@ class Weights:
     async def write(self) -> None:
         """A micro-batch's gradient is complete; after the last of `accumulate`, update.
 
-        With the policy `batchnorm="average"` the replicas' BatchNorm statistics are averaged after each update.
+        With the policy `batchnorm="average"` the replicas' BatchNorm statistics are averaged after each update, or whenever
+        the rule says (`averages_statistics`).
         """
         self.pending += 1
         if self.pending < self.micro_batches:
@@ -114,6 +118,15 @@ class Weights:
         await self.step()
         self.worker.version += 1
         await self.mix()
+        if self.averages_statistics():
+            await self.average_statistics()
+
+    def averages_statistics(self) -> bool:
+        """Whether BatchNorm's statistics are averaged after the update that was just made, under the policy "average"."""
+        return True
+
+    async def average_statistics(self) -> None:
+        """Under the policy "average": the mean of all replicas' BatchNorm statistics."""
         if self.store.batchnorm == "average" and self.statistics:
             for mine, mean in zip(self.statistics, await self.worker.replicas.mean("batchnorm", self.statistics)):
                 mine.copy_(mean)
@@ -154,6 +167,10 @@ class Weights:
         """A copy of the stage with ordinary tensors, to be averaged or evaluated."""
         return copy.deepcopy(self.stage)
 
+    async def judged(self) -> Stage:
+        """A copy of the stage whose mean over the replicas is the result of the training. Here: what was trained."""
+        return self.plain_copy()
+
     async def reduce(self) -> None:
         """What happens to the gradient before the step."""
 
@@ -173,8 +190,19 @@ class Weights:
     async def settle(self) -> None:
         """Bring the newest weights into place: the parameters are θ_T on every worker after T updates."""
 
+    async def end_of_epoch(self) -> None:
+        """After the last update of an epoch (`epoch`), where the rule asks for it (`Consensus.by_epochs`)."""
+
+    async def begin_alike(self) -> None:
+        """Replicas that differ go on under a rule that wants them equal: from the mean of their weights."""
+        own = torch.tensor(int(digest(self.parameters)[:15], 16))
+        if any(int(other) != int(own) for other in await self.worker.replicas.gather("alike", own)):
+            put(await self.worker.replicas.mean("alike", flat(self.parameters)), self.parameters)
+
     async def realign(self) -> None:
-        """After a step that failed: let all replicas go on from the same weights."""
+        """After a step that failed: let all replicas go on alike. Here: they count updates alike."""
+        counts = await self.worker.replicas.gather("realign", torch.tensor(self.worker.version))
+        self.worker.version = max(int(count) for count in counts)
 
     keeps_optimizer: ClassVar[bool] = False  # True: the optimizer's state is in `carried`, in a form of the rule's own
 
@@ -213,11 +241,20 @@ class Consensus(ABC):
     needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
     one_at_a_time: ClassVar[bool] = False  # True: a replica has one micro-batch at a time
     fewest: ClassVar[int] = 1  # micro-batches per update it needs
+    needs_equal_start: ClassVar[bool] = False  # True: all replicas must begin with the same weights
+    by_epochs: ClassVar[bool] = False  # True: the rule does something at the end of every epoch
+    counts_updates: ClassVar[bool] = False  # True: the replicas do something together at certain updates
+    reads_layers: ClassVar[bool] = False  # True: it treats the layers of the network differently
+    planned: ClassVar[bool] = True  # False: the planner tries it only if it is named
 
     @property
     def needs_one_process(self) -> bool:
         """Whether all replicas must live in one process."""
         return False
+
+    def cycle(self, stages: int) -> int:
+        """Updates after which what the rule does repeats."""
+        return 1
 
     def networks(self, replicas: int) -> int:
         """How many networks are trained: fewer than replicas if these are the same modules."""

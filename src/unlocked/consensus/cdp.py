@@ -30,7 +30,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from ..batch import Batch
 from ..chain import Chain
@@ -39,17 +39,13 @@ from ..rules.cyclic import freshness, rows_of
 from ..worker import Worker
 from .base import Consensus, Properties, Store, Weights
 from .cyclic.pyramid import Device, devices
-from .cyclic.ring import CROSSING, Plan, Ring
+from .cyclic.reading import Plan
+from .cyclic.ring import CROSSING, Ring
 from .cyclic.single import Single
 from .cyclic.zero import Visited
 
 Form = Literal["ring", "single-device", "model-parallel", "zero"]
-_KINDS: dict[str, Callable[..., Weights]] = {
-    "ring": Ring,
-    "single-device": Single,
-    "model-parallel": Device,
-    "zero": Visited,
-}
+_KINDS: dict[str, Callable[..., Weights]] = dict(zip(get_args(Form), (Ring, Single, Device, Visited), strict=True))
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,7 @@ class CDP(Consensus):
         result="any replica",
     )
     shares_data: ClassVar[bool] = True
+    needs_equal_start: ClassVar[bool] = True
     one_at_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -31,11 +31,12 @@ from torch import Tensor
 
 from ..chain import Chain
 from ..errors import InvalidChoice
-from ..mitigation import WeightPrediction
+from ..mitigation import Mitigation, WeightPrediction
 from ..work import work
 from ..worker import Beside, Worker
-from .accumulating import Accumulating, Contributions, check_contributions, check_options
-from .base import Consensus, Properties, Store, Weights
+from .accumulating import Accumulating
+from .accumulating_rule import AccumulatingRule, Contributions
+from .base import Properties, Store
 
 
 class _Delayed(Accumulating):
@@ -56,10 +57,8 @@ class _Delayed(Accumulating):
 class _Predicted(_Delayed):
     channel = "wp"
 
-    def __init__(
-        self, worker: Worker, chain: Chain, store: Store, contributions: Contributions, per_step: int | None
-    ) -> None:
-        super().__init__(worker, chain, store, contributions, per_step)
+    def __init__(self, worker: Worker, chain: Chain, store: Store, rule: AccumulatingRule) -> None:
+        super().__init__(worker, chain, store, rule)
         self._ahead: list[Tensor] | None = None  # θ̂; θ while θ̂ is in place
         self._swapped = False
 
@@ -100,7 +99,7 @@ class _Predicted(_Delayed):
 
 
 @dataclass(frozen=True)
-class DPU(Consensus):
+class DPU(AccumulatingRule):
     """Every update uses the gradient of the step before, so that communication is hidden.
 
     Args:
@@ -122,24 +121,20 @@ class DPU(Consensus):
         replicas="equal, each holds 1/N of the optimizer",
         result="any replica",
     )
-    shares_data: ClassVar[bool] = True
-    one_at_a_time: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_contributions(self.contributions, self.samples_per_schedule_step)
-
-    def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
-        check_options(self.name, worker, store, self.contributions, rounds=1)
-        if isinstance(store.mitigation, WeightPrediction):
+    def check_mitigation(self, mitigation: Mitigation) -> None:
+        if isinstance(mitigation, WeightPrediction):
             raise InvalidChoice(
                 "dpu's forwards see the weights in place, so the mitigation weight-prediction cannot act; use the consensus "
                 "rule wp, which predicts them, or gap-aware or delay-compensation with dpu."
             )
-        return _Delayed(worker, chain, store, self.contributions, self.samples_per_schedule_step)
+
+    def accumulating(self, worker: Worker, chain: Chain, store: Store) -> Accumulating:
+        return _Delayed(worker, chain, store, self)
 
 
 @dataclass(frozen=True)
-class WP(Consensus):
+class WP(AccumulatingRule):
     """As `dpu`, with gradients at weights predicted by applying the optimizer twice.
 
     Args: as `DPU`.
@@ -157,17 +152,7 @@ class WP(Consensus):
         replicas="equal, each holds 1/N of the optimizer",
         result="any replica",
     )
-    shares_data: ClassVar[bool] = True
-    one_at_a_time: ClassVar[bool] = True
+    correction: ClassVar[str] = "look-ahead"
 
-    def __post_init__(self) -> None:
-        check_contributions(self.contributions, self.samples_per_schedule_step)
-
-    def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
-        check_options(self.name, worker, store, self.contributions, rounds=1)
-        if store.mitigation is not None:
-            raise InvalidChoice(
-                f"wp's look-ahead is what it does about late gradients, so {store.mitigation.name} has nothing to act on; "
-                "leave it out, or use dpu with it."
-            )
-        return _Predicted(worker, chain, store, self.contributions, self.samples_per_schedule_step)
+    def accumulating(self, worker: Worker, chain: Chain, store: Store) -> Accumulating:
+        return _Predicted(worker, chain, store, self)

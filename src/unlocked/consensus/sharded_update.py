@@ -23,6 +23,7 @@ from ..errors import InvalidChoice
 from ..flat import bounds, by_dtype
 from ..mitigation import Mitigation
 from ..rules.accumulation import Piece, pieces_of
+from ..versions import copied
 
 _NOT_BY_ELEMENT = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
 
@@ -119,7 +120,7 @@ class Shard:
         ):  # copies: some optimizers write into gradients (foreach Nesterov)
             piece.grad = None if gradient is None else gradient * factor
         if self.mitigating is not None:
-            self.seen.before = [piece.detach().clone() for piece in self.pieces]
+            self.seen.before = copied(self.pieces)
         with self._at_work(scale):
             (self._optimizer if self.mitigating is None else self.mitigating).step()
         for piece, gradient in zip(self.pieces, taken):  # the same gradients may be used again
@@ -130,7 +131,7 @@ class Shard:
     def foresee(self, factor: float = 1.0, scale: float = 1.0) -> list[Tensor]:
         """What `step` would give; everything is as it was afterwards."""
         optimizer = self._optimizer
-        values = [piece.detach().clone() for piece in self.pieces]
+        values = copied(self.pieces)
         state = {piece: _copied(entry) for piece, entry in self.state.items()}
         options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         before = self.seen.before

@@ -88,6 +88,7 @@ class TorchFullyShard(Consensus):
         result="any replica",
     )
     shares_data: ClassVar[bool] = True
+    needs_equal_start: ClassVar[bool] = True
     needs_processes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

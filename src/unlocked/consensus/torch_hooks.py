@@ -21,6 +21,7 @@ weights.
 """
 # annotations are objects here: DistributedDataParallel reads those of a hook
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -46,15 +47,15 @@ def reduce_bucket(hook: "Hook", bucket: dist.GradBucket) -> torch.futures.Future
     return hook.reduce(bucket)
 
 
-class Hook:
+class Hook(ABC):
     """What is done with the buckets of one module, and how many bytes were given to the all-reduce since `finish`."""
 
     def __init__(self) -> None:
         self._bytes = 0
 
+    @abstractmethod
     def reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Begin a bucket's exchange."""
-        raise NotImplementedError
 
     def finish(self) -> int:
         """All buckets of an update are reduced; how many bytes their all-reduces were of."""
@@ -65,7 +66,7 @@ class Hook:
         """What goes from one update to the next; see `Weights.carried`."""
         return {}
 
-    def load_carried(self, state: Mapping[str, Any]) -> None:
+    def load_carried(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # not every hook keeps something
         """The inverse."""
 
 

@@ -15,22 +15,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..chain import Chain, Stage
-from ..consensus.base import Weights
+from ..consensus.base import Consensus, Weights
 from ..costs import flops, run_once
 from ..errors import NonFiniteLoss, UnlockedError
 from ..heads import HeadReport, build
 from ..rng import seed_of
 from ..work import work
 from ..worker import Worker
+
+if TYPE_CHECKING:
+    from ..worlds import World
+    from .stacking import Stack
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,11 @@ class Credit(ABC):
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         """Build what the rule needs on the stages (heads). Called once, before the chain is copied to the replicas."""
         return []
+
+    def stack(self, chains: Sequence[Chain], consensus: Consensus, world: World) -> Stack | None:
+        """The replicas as one computation, if they are to compute so (stacking.py). Called once, after the chain was copied and
+        before there are optimizers. Raises InvalidChoice if it cannot be done."""
+        return None
 
 
 class SynchronousCredit(Credit):

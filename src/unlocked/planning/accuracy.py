@@ -173,6 +173,63 @@ ACCURACY: dict[str, Accuracy] = {
         "CIFAR-100, 300 epochs: average 82.0, ensemble of independent ones 83.7.",
         "docs/results; Fournier 2024, Table 6.2",
     ),
+    "papa": Accuracy(
+        False,
+        "the average of N",
+        "The result is the average of N networks. Published, 5 ResNet-18 on CIFAR-100: average 82.0, ensemble of "
+        "independent ones 83.7; on CIFAR-10 97.3 and 97.3.",
+        "Fournier 2024, Table 6.2",
+    ),
+    "local-sgd": Accuracy(
+        False,
+        "averaged every H updates",
+        "Replicas drift apart for H updates at a time. No number was measured here, and none published was checked.",
+        "–",
+    ),
+    "papa-all": Accuracy(
+        False,
+        "the average of N",
+        "The result is the average of N networks that are merged every few epochs. Published: below PAPA in most settings.",
+        "Jolicoeur-Martineau et al. 2023",
+    ),
+    "papa-2": Accuracy(
+        False,
+        "the average of N",
+        "The result is the average of N networks that are merged in pairs. Published: below PAPA in most settings.",
+        "Jolicoeur-Martineau et al. 2023",
+    ),
+    "btm": Accuracy(
+        False,
+        "the average of N branches",
+        "The result is the average, or the ensemble, of N networks that branch after a common phase. Published: a forest of "
+        "language models on par with one trained with 2.5 times the computation; random splits of the data do not work.",
+        "Li et al. 2022",
+    ),
+    "slowmo": Accuracy(
+        False,
+        "averaged every H updates, slow momentum",
+        "Replicas drift apart for H updates at a time. No number was measured here, and none published was checked.",
+        "–",
+    ),
+    "co2": Accuracy(
+        False,
+        "averages one round late",
+        "Averages are taken in one round late, divided by a staleness gap of our own definition. No number was measured "
+        "here, and none published was checked.",
+        "–",
+    ),
+    "easgd": Accuracy(
+        False,
+        "the centre of N",
+        "The result is a centre that N networks are tied to. No number was measured here, and none published was checked.",
+        "–",
+    ),
+    "diloco": Accuracy(
+        False,
+        "averaged every H updates, outer momentum",
+        "Published, a language model of 150M on C4: perplexity 15.0 with 8 replicas against 16.2 of one, H = 500.",
+        "Douillard et al. 2023",
+    ),
     "torch-ddp": Accuracy(
         True, "exact", "Exact up to rounding; digits 98.6, as all-reduce.", "docs/results/processes.md"
     ),

@@ -88,6 +88,11 @@ def left_out(credit: Sequence[str] = (), consensus: Sequence[str] = ()) -> list[
     return [name for name, kind in kinds.items() if kind.needs_processes and (not named or name in named)]
 
 
+def unasked() -> list[str]:
+    """The consensus rules that are tried only if they are named."""
+    return [kind.name for kind in consensus_rules.ALL if not kind.planned]
+
+
 def depths(devices: int) -> list[int]:
     """Numbers of stages: divisors of the number of devices, and powers of two."""
     return [j for j in range(1, devices + 1) if devices % j == 0 or j & (j - 1) == 0]
@@ -103,11 +108,13 @@ def _widths(most: int, shares_data: bool) -> Iterator[int]:
 
 
 def _calls(texts: Sequence[str], kinds: Sequence[Any]) -> list[Call]:
-    """The rules given, or all with their variants; those that leave the communicating to PyTorch are left out."""
+    """The rules given, or all that are tried unasked, with their variants; those that leave the communicating to PyTorch are
+    left out."""
     simulated = [kind.name for kind in kinds if not kind.needs_processes]
     if texts:
         return [call for call in map(parse_call, texts) if call.name in simulated or call.name not in _names(kinds)]
-    return [parse_call(text) for name in simulated for text in _VARIANTS.get(name, (name,))]
+    tried = [name for name in simulated if name not in unasked()]
+    return [parse_call(text) for name in tried for text in _VARIANTS.get(name, (name,))]
 
 
 def _names(kinds: Sequence[Any]) -> list[str]:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from torch import nn
 
 from ..chain import Chain
-from ..consensus import AllReduce, Consensus, Independent
+from ..consensus import Consensus
 from ..credit import Credit
-from ..errors import UnlockedError
+from ..errors import InvalidChoice, UnlockedError
 from ..method_names import make_consensus, make_credit
 from ..reversible import is_reversible, units
 from ..simulation.costs import Costs, costs_of
@@ -36,7 +36,6 @@ from .cuts import Cuts
 STEPS = 16
 HELD_MESSAGES = 2  # per channel: what a receiver of the distributed world holds before its sender must wait
 
-_ALIKE = (Independent, AllReduce)  # rules to which all layers are alike; for the others simulate copies the chain
 
 Bound = Literal["computing", "wire", "waiting"]
 Reason = Literal["memory", "batch", "cut"]
@@ -140,7 +139,10 @@ def predict(setting: Setting, candidate: Candidate) -> Row | Infeasible:
             candidate, "batch", f"A batch of {setting.batch} cannot be split into {pieces} parts.", "a larger batch"
         )
     costs = costs_of(profile, setting.hardware.device, setting.optimizer)
-    return _Prediction(setting, candidate, credit, consensus, chain, costs, setting.batch // splits).row()
+    try:
+        return _Prediction(setting, candidate, credit, consensus, chain, costs, setting.batch // splits).row()
+    except InvalidChoice as error:  # a rule for other numbers of stages or replicas
+        return _infeasible(candidate, "cut", str(error))
 
 
 class _Prediction:
@@ -203,17 +205,23 @@ class _Prediction:
             bound_by=by,
         )
 
+    @property
+    def _steps(self) -> int:
+        """Updates that are simulated: twice as many as a rule's whole cycles."""
+        twice = 2 * self._consensus.cycle(self._stages)
+        return -(-STEPS // twice) * twice
+
     def _simulated(self, phase: int) -> Timeline:
         return simulate(
             self._credit,
             self._consensus,
             costs=self._costs,
             replicas=self._replicas,
-            steps=STEPS + self._filling,
+            steps=self._steps + self._filling,
             samples=self._samples,
             accumulate=self._candidate.accumulate,
             hardware=self._hardware,
-            chain=None if isinstance(self._consensus, _ALIKE) else self._chain,
+            chain=self._chain if self._consensus.reads_layers else None,
             phase=phase,
         )
 
@@ -223,7 +231,7 @@ class _Prediction:
         A pipeline that is not emptied ends with more forwards than backwards.
         """
         if not self._credit.crossing:
-            yield from ((act, STEPS) for act in timeline)
+            yield from ((act, self._steps) for act in timeline)
             return
         numbers: dict[tuple, set[int]] = defaultdict(set)
         for act in timeline:
@@ -239,7 +247,7 @@ class _Prediction:
         total = [0.0] * self._replicas
         for timeline in self._phases:
             slowest = [0.0] * self._replicas
-            for place, interval in seconds_per_update(timeline, STEPS // 2, self._candidate.accumulate).items():
+            for place, interval in seconds_per_update(timeline, self._steps // 2, self._candidate.accumulate).items():
                 slowest[place.replica] = max(slowest[place.replica], interval)
             total = [a + b for a, b in zip(total, slowest)]
         return total

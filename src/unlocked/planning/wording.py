@@ -12,7 +12,7 @@ from ..live import in_bytes as in_thousands
 from ..simulation.hardware import Hardware
 from ..simulation.options import ClusterOptions
 from . import accuracy
-from .candidates import left_out
+from .candidates import left_out, unasked
 from .planner import Plan
 from .predicting import STEPS, Infeasible, Row, Setting, in_bytes
 
@@ -240,8 +240,8 @@ def assumptions(
             "their order, replica by replica, not where they would do best; if fewer devices are used, the fastest are."
         )
     yield (
-        f"Batch: {setting.batch} samples per update of one network. Replicas of all-reduce share it; independent and "
-        "wash train N networks, each with such a batch."
+        f"Batch: {setting.batch} samples per update of one network. Replicas share it under rules that split the data "
+        "(all-reduce, cdp, acco, local-sgd, …); under the others (independent, wash, …) each of N networks has such a batch."
         + (f" Every batch is split into {accumulate} accumulated micro-batches." if accumulate > 1 else "")
     )
     yield (
@@ -250,8 +250,9 @@ def assumptions(
         "Python, data and evaluation are free."
     )
     yield (
-        f"Rates are of a full pipeline, from the later half of {STEPS} simulated updates (under delayed rules after as many "
-        "as fill it). Stages share the FLOPs evenly."
+        f"Rates are of a full pipeline, from the later half of {STEPS} simulated updates or of two periods (under delayed "
+        "rules after as many as fill it). Not simulated: what a rule does at the ends of epochs, and after its first `shared` "
+        "updates; copies of weights that averaging rules keep. Stages share the FLOPs evenly."
     )
     yield (
         f"Memory: weights, gradients, state of {setting.optimizer}, tensors kept for the backward, copies of old weights under "
@@ -262,6 +263,8 @@ def assumptions(
         "greedy: a sample counts once all stages have learnt from it, one after the other. predsim: its similarity "
         "matrix grows with the square of the batch, which is not counted."
     )
+    if not consensus:
+        yield "Rules that are tried only if they are named (--consensus): " + ", ".join(unasked()) + "."
     absent = left_out(credit, consensus)
     if absent:
         yield f"Not simulated, as PyTorch does the communicating: {', '.join(absent)}; measure them with unlocked compare."

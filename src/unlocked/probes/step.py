@@ -156,9 +156,9 @@ def _worker(weights: Weights, rank: int, live: Meter, saved: SavedBytes, copies:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of distinct storages."""
-    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in map(local, tensors)}
-    return sum(storages.values())
+    """Of distinct places in memory: stacked members (credit/stacking.py) share a storage, but no place in it."""
+    places = {(x.untyped_storage()._cdata, x.storage_offset()): x.nbytes for x in map(local, tensors)}
+    return sum(places.values())
 
 
 def merged(records: Sequence[Sequence[Record]]) -> list[Record]:

@@ -42,6 +42,11 @@ def in_time_of_pipeline(part: int, stage: int, parts: int, stages: int) -> bool:
     return part >= stages - 1 - stage
 
 
+def version_read(fresh: bool, step: int) -> int:
+    """The version that a forward of this step sees: t, or t − 1 (0 in the first step: θ_{−1} = θ_0)."""
+    return step if fresh else max(step - 1, 0)
+
+
 def rows_of(rule: Any, names: Sequence[str]) -> Any:
     """The rule as it was given, a matrix as tuples. Raises InvalidChoice for what is no rule."""
     if isinstance(rule, str):
@@ -106,11 +111,6 @@ def hand_on(column: Sequence[bool]) -> list[int]:
     """
     others = range(len(column) - 1)
     return [n for n in others if column[n]] + [n for n in others if not column[n]]
-
-
-def mix(fresh: Sequence[bool], newest: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
-    """θ̂ of one replica: of every stage j `newest[j]` (θ_t^j) if fresh[j], else `before[j]` (θ_{t−1}^j)."""
-    return [new if now else old for now, new, old in zip(fresh, newest, before)]
 
 
 def add_share(total: Tensor | None, gradient: Tensor, replicas: int) -> Tensor:

@@ -42,8 +42,12 @@ class Companion(Worker):
         return function(*arguments)
 
     def beside(self, words: str, program: Program) -> Beside:
-        """Raises UnlockedError."""
-        raise UnlockedError("A program beside another cannot begin a third; begin it from the worker's own program.")
+        """Raises UnlockedError, in every world."""
+        raise _third()
+
+
+def _third() -> UnlockedError:
+    return UnlockedError("A program beside another cannot begin a third; begin it from the worker's own program.")
 
 
 class Deferred:
@@ -183,8 +187,8 @@ class SideThread(Wired):
         self._world.events.put(threaded)
 
     def beside(self, here: Worker, words: str, program: Program) -> Beside:
-        """Never called: a `Companion` refuses."""
-        raise NotImplementedError
+        """Raises UnlockedError, as a `Companion` does."""
+        raise _third()
 
     def process_group(self, here: Worker, axis: Literal["stages", "replicas"]) -> dist.ProcessGroup:
         """Raises UnlockedError: the backend's own communication is the main program's."""

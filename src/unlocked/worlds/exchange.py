@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..flat import bounds, by_dtype
+from ..rules.mean import ordered_sum
 
 
 class Member(Protocol):
@@ -32,19 +33,6 @@ class Member(Protocol):
 
     def get(self, source: int) -> Awaitable[Tensor]:
         """The next tensor from a member."""
-
-
-def ordered_sum(rows: Sequence[Tensor]) -> Tensor:
-    """Sum of two or more tensors of one shape, from the first upwards: the one order all worlds use."""
-    total = rows[0] + rows[1]
-    for x in rows[2:]:
-        total += x
-    return total
-
-
-def ordered_mean(rows: Sequence[Tensor]) -> Tensor:
-    """Mean of tensors of one shape: their ordered sum, then divided."""
-    return ordered_sum(rows).div_(len(rows))
 
 
 def mean_bytes(tensors: Sequence[Tensor], rank: int, size: int) -> int:
@@ -90,16 +78,22 @@ def scatter_bytes(values: Tensor, rank: int, size: int) -> int:
 
 async def take(member: Member, values: Tensor, owners: Tensor) -> Tensor:
     """Entry i of the result is entry i of the values of member owners[rank, i]. `owners`: (N, k), alike everywhere."""
-    for other in range(member.size):
-        wanted = owners[other] == member.rank
-        if other != member.rank and bool(wanted.any()):
-            member.put(other, values[wanted])
+    others = [other for other in range(member.size) if other != member.rank]
+    for other in others:
+        wanted = _positions(owners[other], member.rank)
+        if len(wanted):
+            member.put(other, values.index_select(0, wanted))
     taken = values.clone()
-    for other in range(member.size):
-        where = owners[member.rank] == other
-        if other != member.rank and bool(where.any()):
-            taken[where] = await member.get(other)
+    for other in others:
+        where = _positions(owners[member.rank], other)
+        if len(where):
+            taken.index_copy_(0, where, await member.get(other))
     return taken
+
+
+def _positions(row: Tensor, owner: int) -> Tensor:
+    """Where `owner` stands in a row (k,), ascending. Indices are faster than a mask, which is turned into them twice."""
+    return (row == owner).nonzero().view(-1)
 
 
 def take_bytes(values: Tensor, owners: Tensor, rank: int) -> int:

@@ -20,11 +20,12 @@ from ..chain import Chain
 from ..cluster import Alone
 from ..errors import Deadlock, UnlockedError
 from ..rng import seed_of
+from ..rules.mean import ordered_mean, ordered_sum
 from ..timeline import Timeline
 from ..worker import Beside, Place, Worker
 from .base import Program
 from .beside import Companion, Deferred
-from .exchange import bounds, mean_bytes, ordered_mean, ordered_sum, scatter_bytes, take_bytes
+from .exchange import bounds, mean_bytes, scatter_bytes, take_bytes
 from .local import bytes_of, places, refuse_untaken, sizes
 from .meeting import MeetingWorkers
 from .scheduler import Moment, Scheduler

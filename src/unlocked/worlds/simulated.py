@@ -28,6 +28,7 @@ from ..chain import Chain
 from ..cluster import Alone
 from ..errors import Deadlock, DoesNotFit, InvalidChoice, UnlockedError
 from ..rng import seed_of
+from ..rules.mean import ordered_sum
 from ..simulation.costs import Costs, costs_of
 from ..simulation.hardware import Hardware, SlowDowns
 from ..simulation.memory import device_peaks
@@ -39,7 +40,7 @@ from ..worker import Beside, Place, Worker
 from .base import Program
 from .beside import Companion, Spawned
 from .clock import Clock, last, until
-from .exchange import mean_bytes, ordered_sum, scatter_bytes, take_bytes
+from .exchange import mean_bytes, scatter_bytes, take_bytes
 from .in_process import mean_of_each, own_part
 from .local import bytes_of, places, refuse_untaken, sizes
 from .meeting import Meeting, MeetingKey, MeetingWorkers

@@ -24,10 +24,12 @@ from torch import Tensor
 from ...chain import Chain
 from ...errors import UnlockedError
 from ...flat import flat, put
+from ...rules.cyclic import version_read
 from ...work import work
 from ...worker import Link, Place, Sink, Source, Worker
 from ..base import Store
-from .ring import Plan, Ring
+from .reading import Plan
+from .ring import Ring
 from .state import drop, dtypes, pack, under_way, unpack
 
 
@@ -92,9 +94,9 @@ class Device(Ring):
                 "on from the last checkpoint (Trainer.resume)."
             )
         n = self.worker.micro_batch % self.count
-        if self.plan.staggered and self.worker.first and self.at_step == 0:
-            await self.worker.until(n / self.count)
-        await self._come_to(self.at_step if self.plan.fresh[n] else max(self.at_step - 1, 0))
+        if self.at_step == 0:
+            await self.plan.begin(self.worker, n)
+        await self._come_to(version_read(self.plan.fresh[n], self.at_step))
         self.worker.reading = self.shown
         if self.other is not None and self.other[0] < self.wanted_next:
             self.other = None
@@ -107,7 +109,7 @@ class Device(Ring):
             m for m in self._mine(step) if m > self.worker.micro_batch or self.worker.micro_batch < step * self.count
         ]
         stale = [m for m in left if not self.plan.fresh[m % self.count]]
-        return max(step - 1, 0) if stale else step
+        return version_read(not stale, step)
 
     def _order(self, version: int) -> list[int]:
         """The devices but the one that made it, in the order in which they need a version."""
@@ -141,16 +143,9 @@ class Device(Ring):
         self.move(self.accept, rows)
         self.newest = self.shown = self.newest + 1
 
-    @work()
-    def accept(self, rows: Sequence[Tensor]) -> None:
-        """Newer weights; those in place are kept if they are still to be read."""
-        if self.newest >= self.wanted_next:
-            self.other = (self.newest, [x.detach().clone() for x in self.parameters])
-        put(rows, self.parameters)
-
-    def _keep_old(self) -> None:
-        stale = not all(self.plan.fresh[m % self.count] for m in self._mine(self.newest + 1))
-        self.other = (self.newest, [x.detach().clone() for x in self.parameters]) if stale else None
+    @property
+    def read_again(self) -> bool:
+        return not all(self.plan.fresh[m % self.count] for m in self._mine(self.newest + 1))
 
     async def _send(self, device: int, channel: str, rows: Sequence[Tensor]) -> None:
         for x in rows:

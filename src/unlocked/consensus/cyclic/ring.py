@@ -10,28 +10,21 @@ one version of its weights; what it does not need yet waits in the mailbox (or, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...chain import Chain
 from ...flat import flat, put
-from ...rules.cyclic import add_share, hand_on
-from ...versions import put_in_place
+from ...rules.cyclic import add_share, hand_on, version_read
+from ...versions import copied, put_in_place
 from ...work import work
 from ...worker import Place, Worker
 from ..base import Store, Weights, unused_optimizer
+from .reading import Plan
 
 CROSSING = frozenset({"cdp-weights", "cdp-state"})
-
-
-class Plan(NamedTuple):
-    """What a worker needs to know of the rule. fresh: u of all replicas at this stage. newest: take whatever is there."""
-
-    fresh: tuple[bool, ...]
-    newest: bool = False
-    staggered: bool = True
 
 
 class Ring(Weights):
@@ -60,10 +53,9 @@ class Ring(Weights):
         """Have the weights in place that the rule says; all micro-batches of an update see the same."""
         if self.pending:
             return
-        step = self.worker.version
-        if self.plan.staggered and self.worker.first and step == 0:  # from then on the messages keep the distance
-            await self.worker.until(self.worker.replica / self.worker.replicas.size)
-        await self._come_to(step if self.fresh else max(step - 1, 0))
+        if self.worker.version == 0:
+            await self.plan.begin(self.worker, self.worker.replica)
+        await self._come_to(self.wanted_next)
         if self.plan.newest:
             await self._take_what_is_there()
             self._show(self.newest)
@@ -96,7 +88,7 @@ class Ring(Weights):
     @property
     def wanted_next(self) -> int:
         """The version that the next step reads."""
-        return self.worker.version if self.fresh else max(self.worker.version - 1, 0)
+        return version_read(self.fresh, self.worker.version)
 
     @property
     def messages(self) -> range:
@@ -108,9 +100,12 @@ class Ring(Weights):
     @work()
     def accept(self, rows: Sequence[Tensor]) -> None:
         """Newer weights; those in place are kept if they are still to be read."""
-        if self.newest >= self.wanted_next and not self.fresh:
-            self.other = (self.newest, [x.detach().clone() for x in self.parameters])
+        if self.newest >= self.wanted_next:
+            self._keep()
         put(rows, self.parameters)
+
+    def _keep(self) -> None:
+        self.other = (self.newest, copied(self.parameters))
 
     def _gives(self) -> list[Tensor]:
         return flat(self.parameters)
@@ -177,11 +172,15 @@ class Ring(Weights):
 
     def update(self) -> None:
         self._show(self.newest)
-        self._keep_old()
+        self.other = None
+        if self.read_again:
+            self._keep()
         super().update()
 
-    def _keep_old(self) -> None:
-        self.other = None if self.fresh else (self.newest, [x.detach().clone() for x in self.parameters])
+    @property
+    def read_again(self) -> bool:
+        """Whether the newest version is still to be read when there is a newer one."""
+        return not self.fresh
 
     @work()
     def leave(self) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,18 +25,18 @@ from ...versions import Reading, Versions
 from ...work import work
 from ...worker import Worker
 from ..base import Store, unused_optimizer
-from .ring import Plan, Ring
+from .reading import Count, Plan, seen
+from .ring import Ring
 
 _MOMENT = 1e-6  # of what is to be done at one time the forwards are first: it is as if they were done side by side
 
 
-class _Shared:
+class _Shared(Count):
     """One stage of the one model: its versions, counted by the updates made so far."""
 
-    def __init__(self, worker: Worker, stage: Stage) -> None:
-        self.version = 0
-        self.stage, self.device = worker.stage, worker.device
-        self.versions = Versions(self, stage)  # type: ignore[arg-type]
+    def __init__(self, number: int, stage: Stage) -> None:
+        super().__init__(number)
+        self.versions = Versions(self, stage)
         self.versions.keeps = True
         self.total: list[Tensor | None] = []  # of the gradients so far
 
@@ -53,7 +52,7 @@ class Single(Ring):
         key = id(self.parameters[0])  # the same one in all replicas; an entry keeps it alive
         first = worker.replica == 0 or store.optimizer is None  # to be made; or where nothing is computed
         known = None if first else _SHARED.get(key)
-        self.shared = _SHARED[key] = _Shared(worker, self.stage) if known is None else known
+        self.shared = _SHARED[key] = _Shared(worker.stage, self.stage) if known is None else known
         self.versions = self.shared.versions
         self.versions.parts += self.stage.modules()  # buffers are each replica's own
         self._reading: Reading | None = None
@@ -76,16 +75,13 @@ class Single(Ring):
     async def after(self, kind: str) -> None:
         """Nothing."""
 
-    def _lens(self) -> AbstractContextManager[Any]:
-        """What this replica computes sees the weights it has read."""
-        if self._reading is None:
-            return contextlib.nullcontext()
-        return self._seen(self._reading)
-
     @contextlib.contextmanager
-    def _seen(self, reading: Reading) -> Iterator[None]:
-        """Those weights are in place, and gradients are this replica's own."""
-        with self.versions.in_place(reading), self.versions.saving(reading, "stash"):
+    def _lens(self) -> Iterator[None]:
+        """What this replica computes between reading and writing sees the weights it has read; gradients are its own."""
+        with seen(self.versions, self._reading):
+            if self._reading is None:
+                yield
+                return
             for x, gradient in zip(self.parameters, self._own):
                 x.grad = gradient
             try:

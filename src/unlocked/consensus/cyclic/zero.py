@@ -15,9 +15,8 @@ one step after the other; many steps in one run (`simulate`) overlap as the time
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -28,12 +27,12 @@ from torch import Tensor
 from ...chain import Chain
 from ...errors import InvalidChoice
 from ...flat import flat, put
-from ...rules.cyclic import turn
-from ...versions import Reading, Versions, put_in_place
+from ...rules.cyclic import turn, version_read
+from ...versions import Reading, Versions, copied, put_in_place
 from ...work import work
 from ...worker import Place, Worker
 from ..base import Store, Weights, unused_optimizer
-from .ring import Plan
+from .reading import Count, Plan, seen
 from .state import drop, dtypes, pack, under_way, unpack
 
 
@@ -46,24 +45,23 @@ class Use(NamedTuple):
     backward: bool
 
 
+class Order(NamedTuple):
+    """Who uses a stage after whom, and at which place in it a (replica, micro-batch, backward) is."""
+
+    uses: tuple[Use, ...]
+    at: Mapping[tuple[int, int, bool], int]
+
+
 @lru_cache(maxsize=256)
-def order(stage: int, replicas: int, stages: int, count: int) -> tuple[Use, ...]:
-    """Who uses a stage after whom, for `count` micro-batches of every replica. At the last stage a forward and its backward
-    are one use."""
-    uses = [
+def order(stage: int, replicas: int, stages: int, count: int) -> Order:
+    """The order for `count` micro-batches of every replica. At the last stage a forward and its backward are one use."""
+    uses = sorted(
         Use(round(m + turn(n, stage, replicas, stages, backward), 9), n, m, backward)
         for m in range(count)
         for n in range(replicas)
         for backward in ((False,) if stage == stages - 1 else (False, True))
-    ]
-    return tuple(sorted(uses))
-
-
-class _Count:
-    """The version of the weights that are here; what versions.py asks of a worker."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.version, self.stage, self.device = 0, worker.stage, worker.device
+    )
+    return Order(tuple(uses), {use[1:]: k for k, use in enumerate(uses)})
 
 
 class Visited(Weights):
@@ -79,8 +77,8 @@ class Visited(Weights):
             )
         self.plan, self.fresh = plan, plan.fresh[n]
         self.stale = [k for k, fresh in enumerate(plan.fresh) if not fresh]
-        self.here = _Count(worker)
-        self.versions = Versions(self.here, self.stage)  # type: ignore[arg-type]
+        self.here = Count(worker.stage)
+        self.versions = Versions(self.here, self.stage)
         self.holding, self.gradient = n == 0, False
         self.older: int | None = None  # a version that goes with the newest
         self._shapes = [(x.shape, x.dtype) for x in self.parameters]
@@ -91,31 +89,24 @@ class Visited(Weights):
 
     # ---- coming and going ------------------------------------------------------------------------------------------
 
-    def _order(self) -> tuple[Use, ...]:
+    def _order(self) -> Order:
         worker, window = self.worker, self.store.window * self.store.accumulate
         return order(worker.stage, worker.replicas.size, worker.stages, window)
 
-    def _index(self, backward: bool) -> int:
-        """Where in the order of this window the use is that is about to be."""
-        window = self.store.window * self.store.accumulate
-        number = self.worker.micro_batch % window
-        uses = self._order()
-        return next(
-            k
-            for k, use in enumerate(uses)
-            if (use.replica, use.number, use.backward) == (self.worker.replica, number, backward)
-        )
+    def _user(self, backward: bool, later: int) -> int:
+        """The replica that uses the states before (−1) or after (1) the use at hand, in the order of this window."""
+        uses, at = self._order()
+        number = self.worker.micro_batch % (self.store.window * self.store.accumulate)
+        return uses[(at[self.worker.replica, number, backward] + later) % len(uses)].replica
 
     async def _come(self, backward: bool) -> None:
         """Have the states here."""
         if not self.holding:
-            await self._receive(self._order()[self._index(backward) - 1].replica)
+            await self._receive(self._user(backward, -1))
 
     async def _go(self, backward: bool) -> None:
         """Send the states to whoever uses them next."""
-        uses = self._order()
-        k = self._index(backward) + 1
-        to = uses[k % len(uses)].replica
+        to = self._user(backward, 1)
         if to != self.worker.replica:
             await self._send(to)
 
@@ -203,11 +194,10 @@ class Visited(Weights):
     # ---- a micro-batch ---------------------------------------------------------------------------------------------
 
     async def read(self) -> None:
-        if self.plan.staggered and self.worker.first and self.worker.version == self.pending == 0:
-            await self.worker.until(self.worker.replica / self.worker.replicas.size)
+        if self.worker.version == self.pending == 0:
+            await self.plan.begin(self.worker, self.worker.replica)
         await self._come(backward=False)
-        step = self.worker.version
-        wanted = step if self.fresh else max(step - 1, 0)
+        wanted = version_read(self.fresh, self.worker.version)
         if wanted != self.here.version and wanted != self.older:
             wanted = self.here.version  # the step before failed, or was another rule's
         self._reading = Reading(wanted)
@@ -225,12 +215,7 @@ class Visited(Weights):
 
     def _lens(self) -> AbstractContextManager[Any]:
         """What is computed sees the weights that were read."""
-        return contextlib.nullcontext() if self._reading is None else self._seen(self._reading)
-
-    @contextlib.contextmanager
-    def _seen(self, reading: Reading) -> Iterator[None]:
-        with self.versions.in_place(reading), self.versions.saving(reading, "stash"):
-            yield
+        return seen(self.versions, self._reading)
 
     async def write(self) -> None:
         self._reading = self.worker.reading = None
@@ -261,7 +246,7 @@ class Visited(Weights):
 
     def update(self) -> None:
         if self.stale:
-            self.versions.kept[self.here.version] = [x.detach().clone() for x in self.parameters]
+            self.versions.kept[self.here.version] = copied(self.parameters)
         for x in self.parameters:
             if x.grad is not None:
                 x.grad.div_(self.worker.replicas.size)
@@ -272,7 +257,7 @@ class Visited(Weights):
     async def settle(self) -> None:
         """The states come to replica 0."""
         if self.worker.replica == 0 and not self.holding:
-            await self._receive(self._order()[-1].replica)
+            await self._receive(self._order().uses[-1].replica)
 
     async def realign(self) -> None:
         """All go on from the newest weights, which come to replica 0 from whoever has the states, or off the way."""
