@@ -22,47 +22,28 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..chain import Chain
 from ..errors import InvalidChoice
-from ..flat import flat, put
-from ..rules.outer import clipped, slow_momentum, staleness_gap
+from ..flat import put
+from ..rules.outer import clipped, staleness_gap
 from ..work import work
 from ..worker import Worker
-from .averaging.exchange import Sends
 from .averaging.rule import Averaging
-from .averaging.weights import Averaged, Fragment, Rows
+from .averaging.weights import Rows
 from .base import Properties, Store, Weights
-from .slowmo import check_outer
+from .slowmo import SlowMomentum, check_outer
 
 
-class _OneRoundLate(Averaged):
-    """x: the weights that this round began with, and that of the round before; u: the momentum. A row per dtype each."""
+class _OneRoundLate(SlowMomentum):
+    """before: the weights that the round before this one began with, a row per dtype."""
 
     rule: CO2
-    sends: ClassVar[Sends] = "rows"
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, rule: CO2) -> None:
-        super().__init__(worker, chain, store, rule)
-        self._x: Rows | None = None
+        super().__init__(worker, chain, store, rule, rule.beta)
         self._before: Rows = []
-        self._u: Rows = []
-        self._rate, self._rate_before = 0.0, torch.zeros((), dtype=torch.float64)
-
-    def begin(self) -> Rows:
-        """From the weights that training begins with."""
-        if self._x is None:
-            self._x = flat(self.parameters)
-            self._u = [row.new_zeros(len(row)) for row in self._x]
-        return self._x
-
-    def shared_state(self) -> Rows:
-        return [self._rate_before, *self.begin(), *self._u]
-
-    def update(self) -> None:
-        self.begin()
-        self._rate = float(self.store.optimizer.param_groups[0]["lr"])
-        super().update()
 
     async def mix(self) -> None:
         self._ended = False
@@ -79,47 +60,33 @@ class _OneRoundLate(Averaged):
         await fragment.exchange.begin(progress)
         self._ended = late is not None
 
-    def sent(self, fragment: Fragment) -> Rows:
-        assert self._x is not None
-        return [x - theta for x, theta in zip(self._x, flat(self.parameters))]
-
     @work()
     @torch.no_grad()
     def _next_round(self, late: Rows | None) -> None:
         """Take in the progress of the round before the one that ends here, and begin the next one."""
-        assert self._x is not None
-        now = [x.clone() for x in self._x]
-        if late is not None:
-            self._take_in(late)
-        self._before = now
-        put(self._x, self.parameters)
-
-    def _take_in(self, late: Rows) -> None:
-        assert self._x is not None
-        rule, start = self.rule, torch.cat([row.double() for row in self._before])
-        means = start - torch.cat([row.double() for row in late])
-        gap = staleness_gap(torch.cat([row.double() for row in self._x]), start, means) if rule.penalty else 1.0
-        rates = self._rate / float(self._rate_before) if self._rate_before else 0.0
-        for u, row in zip(self._u, late):
-            slow_momentum(u, row, rule.beta, rates)
-        whole = clipped(torch.cat([u.double() for u in self._u]), rule.clip)
-        for x, u, part in zip(self._x, self._u, whole.split([len(u) for u in self._u])):
+        before, self._before = self._before, [x.clone() for x in self.x]
+        if late is None:
+            put(self.x, self.parameters)
+            return
+        self.gain(late)
+        whole = clipped(_whole(self.u), self.rule.clip)
+        for u, part in zip(self.u, whole.split([len(u) for u in self.u])):
             u.copy_(part)
-            x.sub_(u, alpha=rule.alpha / gap)
-        self._rate_before = torch.tensor(self._rate, dtype=torch.float64)
+        start = _whole(before)
+        gap = staleness_gap(_whole(self.x), start, start - _whole(late)) if self.rule.penalty else 1.0
+        self.go_on(self.rule.alpha / gap)
 
     def carried(self) -> dict[str, Any]:
-        return super().carried() | {
-            "x": self._x,
-            "before": self._before,
-            "u": self._u,
-            "rate": self._rate_before,
-        }
+        return super().carried() | {"before": self._before}
 
     def load_carried(self, state: Mapping[str, Any]) -> None:
         super().load_carried(state)
-        self._x, self._before, self._u = state["x"], list(state["before"]), list(state["u"])
-        self._rate_before = state["rate"]
+        self._before = list(state["before"])
+
+
+def _whole(rows: Rows) -> Tensor:
+    """All values in one row, float64."""
+    return torch.cat([row.double() for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)

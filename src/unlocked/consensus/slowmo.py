@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..chain import Chain
 from ..errors import InvalidChoice
@@ -30,25 +29,27 @@ from .averaging.weights import Averaged, Fragment, Rows
 from .base import Properties, Store, Weights
 
 
-class _SlowMomentum(Averaged):
-    """slow: (x, u) a row per dtype. rate: γ of the update just made, and of the round before."""
+class SlowMomentum(Averaged):
+    """x: the weights that the round began with; u: the momentum; a row per dtype each, from the beginning of training on."""
 
-    rule: SlowMo
     sends: ClassVar[Sends] = "rows"
 
-    def __init__(self, worker: Worker, chain: Chain, store: Store, rule: SlowMo) -> None:
+    def __init__(self, worker: Worker, chain: Chain, store: Store, rule: Averaging, beta: float) -> None:
         super().__init__(worker, chain, store, rule)
-        self._slow: list[tuple[Tensor, Tensor]] | None = None
-        self._rate, self._rate_before = 0.0, torch.zeros((), dtype=torch.float64)
+        self._beta = beta
+        self.x: Rows = []
+        self.u: Rows = []
+        self._rate, self._rate_before = 0.0, torch.zeros((), dtype=torch.float64)  # of this round, and the one before
 
-    def begin(self) -> list[tuple[Tensor, Tensor]]:
+    def begin(self) -> Rows:
         """From the weights that training begins with."""
-        if self._slow is None:
-            self._slow = [(row, row.new_zeros(len(row))) for row in flat(self.parameters)]
-        return self._slow
+        if not self.x:
+            self.x = flat(self.parameters)
+            self.u = [row.new_zeros(len(row)) for row in self.x]
+        return self.x
 
-    def shared_state(self) -> list[Tensor]:
-        return [self._rate_before, *(row for pair in self.begin() for row in pair)]
+    def shared_state(self) -> Rows:
+        return [self._rate_before, *self.begin(), *self.u]
 
     def update(self) -> None:
         self.begin()
@@ -56,26 +57,35 @@ class _SlowMomentum(Averaged):
         super().update()
 
     def sent(self, fragment: Fragment) -> Rows:
-        assert self._slow is not None
-        return [x - theta for (x, _), theta in zip(self._slow, flat(self.parameters))]
+        return [x - theta for x, theta in zip(self.x, flat(self.parameters))]
 
-    def receive(self, fragment: Fragment, mean: Rows, begun: Rows | None) -> None:
-        assert self._slow is not None
+    def gain(self, progress: Rows) -> None:
+        """Let the momentum have a round's mean progress."""
         rates = self._rate / float(self._rate_before) if self._rate_before else 0.0
-        for (x, u), row in zip(self._slow, mean):
-            slow_momentum(u, row, self.rule.beta, rates)
-            x.sub_(u, alpha=self.rule.alpha)
+        for u, row in zip(self.u, progress):
+            slow_momentum(u, row, self._beta, rates)
         self._rate_before = torch.tensor(self._rate, dtype=torch.float64)
-        put([x for x, _ in self._slow], self.parameters)
+
+    def go_on(self, share: float) -> None:
+        """x ← x − s u; the next round begins there."""
+        for x, u in zip(self.x, self.u):
+            x.sub_(u, alpha=share)
+        put(self.x, self.parameters)
 
     def carried(self) -> dict[str, Any]:
-        slow = None if self._slow is None else [list(pair) for pair in self._slow]
-        return super().carried() | {"slow": slow, "rate": self._rate_before}
+        return super().carried() | {"x": self.x, "u": self.u, "rate": self._rate_before}
 
     def load_carried(self, state: Mapping[str, Any]) -> None:
         super().load_carried(state)
-        self._slow = None if state["slow"] is None else [(x, u) for x, u in state["slow"]]
-        self._rate_before = state["rate"]
+        self.x, self.u, self._rate_before = list(state["x"]), list(state["u"]), state["rate"]
+
+
+class _SlowMo(SlowMomentum):
+    rule: SlowMo
+
+    def receive(self, fragment: Fragment, mean: Rows, begun: Rows | None) -> None:
+        self.gain(mean)
+        self.go_on(self.rule.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +119,7 @@ class SlowMo(Averaging):
         refuse_overlap(self)
 
     def weights(self, worker: Worker, chain: Chain, store: Store, seed: int) -> Weights:
-        return _SlowMomentum(worker, chain, store, self)
+        return _SlowMo(worker, chain, store, self, self.beta)
 
 
 def check_outer(rate_name: str, rate: float, momentum_name: str, momentum: float) -> None:
