@@ -27,9 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from populations.drawing import accuracies
-from populations.scoring import Row, scored, table
-from populations.training import Recipe, methods, trained
 
 import unlocked as ul
 from unlocked.allocator import keep_freed_memory
@@ -37,6 +34,9 @@ from unlocked.data import Data
 from unlocked.errors import NonFiniteLoss
 
 from common import result
+from populations.drawing import accuracies
+from populations.scoring import Row, scored, table
+from populations.training import Recipe, methods, trained
 
 FULL = {
     "network": "resnet18",

@@ -25,17 +25,17 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from populations import recipes
-from populations.drawing import curves, figure, heat_maps, title
-from populations.recipes import Bench, Row
-from populations.scoring import shown, spread
-from populations.training import Recipe
 
 import unlocked as ul
 from unlocked.allocator import keep_freed_memory
 from unlocked.report.drawing import whole_ticks
 
 from common import result
+from populations import recipes
+from populations.drawing import curves, figure, heat_maps, title
+from populations.recipes import Bench, Row
+from populations.scoring import shown, spread
+from populations.training import Recipe
 
 PROBABILITIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 QUARTERS = ("first", "second", "third", "last")

@@ -144,7 +144,7 @@ def _draw(found: HeatMap, path: Path, title: str) -> None:
 
     with rc_context(RC):
         figure = Figure(figsize=(5.6, 4.8))
-        axes = figure.add_axes((0.08, 0.05, 0.70, 0.76))
+        axes = figure.add_axes((0.06, 0.05, 0.66, 0.76))
         _fill(found, axes)
         _name_corners(found, axes)
         axes.set_title(
@@ -161,7 +161,7 @@ def _fill(found: HeatMap, axes: Axes) -> None:
     map_name = "viridis" if found.what == "accuracy" else "viridis_r"  # bright is good
     drawn = axes.tripcolor(x, y, values, shading="gouraud", cmap=map_name, rasterized=True)
     axes.scatter(x, y, s=3, color="white", alpha=0.5, linewidths=0)
-    bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.12, 0.05, 0.05, 0.9)))
+    bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.06, 0.05, 0.05, 0.9)))
     bar.set_label("accuracy %" if percent == 100 else "loss")
     axes.set_aspect("equal")
     axes.set_axis_off()

@@ -1,6 +1,6 @@
 """What it takes to encode and decode a million values, per codec of averaging rules.
 
-    python benchmarks/codecs.py
+    python benchmarks/codec_cost.py
 
 One thread, float32. Median of --rounds. "with feedback": what error feedback adds is in it. Ends with one line RESULT {json}.
 """
