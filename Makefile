@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 3
-# nproc would answer with OMP_NUM_THREADS, which CI sets to 1
-JOBS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
+# one more than cores, as many tests wait for processes; nproc alone would answer with OMP_NUM_THREADS, which CI sets to 1
+JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 1)
 
 .PHONY: demo test check setup setup-dev clean
 

@@ -138,13 +138,13 @@ def allowed_pairs() -> list[tuple[Row, Row]]:
     """The pairs that the slow tests go through: all but those that run no line another pair does not run.
 
     ddg and features-replay are pipedream and delayed-gradients with a factor (a law in test_delayed.py); delayed rules
-    meet WASH by modules only. Rules that average now and then do so after an update, whoever made it. Rules whose replicas
-    have one micro-batch at a time refuse delayed ones, and see no difference between the others but whether a gradient comes
-    back and whether all stages train.
+    meet WASH by modules only. Rules that average now and then do so after an update, whoever made it (with backprop:
+    test_averaging.py, test_averaging_processes.py). Rules whose replicas have one micro-batch at a time refuse delayed ones,
+    and see no difference between the others but whether a gradient comes back and whether all stages train.
     """
     rows = [row for row in CREDITS if row.name not in ("ddg", "features-replay")]
     pairs = [(credit, rule) for credit in rows for rule in CONSENSUS]
-    few = {"one_at_a_time": ("backprop", "greedy", "interlocking1"), "averages": ("backprop", "greedy", "pipedream")}
+    few = {"one_at_a_time": ("backprop", "greedy", "interlocking1"), "averages": ("greedy", "pipedream")}
     for law, names in few.items():
         pairs = [(credit, rule) for credit, rule in pairs if law not in rule.laws or credit.name in names]
     return [(credit, rule) for credit, rule in pairs if not ("delayed" in credit.laws and rule.name == "wash-tensor")]
