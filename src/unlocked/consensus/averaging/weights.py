@@ -102,8 +102,9 @@ class Averaged(Weights):
         return flat(fragment.parameters)
 
     def receive(self, fragment: Fragment, mean: Rows, begun: Rows | None) -> None:
-        """Take the mean in; `begun`: what this replica had sent, if it has trained since. Called without gradients."""
-        raise NotImplementedError
+        """Take the mean in; `begun`: what this replica had sent, if it has trained since. Called without gradients.
+
+        Here: nothing, for rules that say themselves when (CO2)."""
 
     # ---- when ------------------------------------------------------------------------------------------------------
 
