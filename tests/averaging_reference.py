@@ -344,3 +344,9 @@ class ByEpochs(Independent):
             for j in range(self.stages):
                 rows = self.theta(j)
                 self.put(j, [mean([rows[n] for n in group]) for group in groups])
+
+
+def consensus_distance(replicas):
+    """Σ_n ‖θ_n − θ̄‖² (F Eq. 6.2), in float64."""
+    rows = torch.stack([x.detach().double().reshape(-1) for x in replicas])
+    return float((rows - rows.mean(0)).square().sum())

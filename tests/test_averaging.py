@@ -19,7 +19,6 @@ from unlocked.consensus.averaging.exchange import Exchange
 from unlocked.consensus.papa_all import drawn_pairs
 from unlocked.errors import InvalidChoice, NonFiniteLoss
 from unlocked.flat import bounds
-from unlocked.rules.averaging import consensus_distance
 from unlocked.rules.mean import ordered_mean
 from unlocked.rules.outer import clipped, staleness_gap
 from unlocked.simulation import Device, Hardware, costs_of, profile, simulate, uniform, unit
@@ -423,10 +422,12 @@ def test_an_averaging_keeps_the_sum(replicas, dtype, period, late, kind, stages)
         after = after + torch.cat([row.double() for weights in made.weights[:stages] for row in weights.centre])
     torch.testing.assert_close(after, before, rtol=DTYPES[dtype], atol=10 * DTYPES[dtype])
     share = {"papa": 0.3, "local-sgd": 1.0, "easgd": 0.15}[kind]
-    expected = consensus_distance(rows) * (1 - share) ** 2  # to their own mean: a spring to a centre does the same
-    assert consensus_distance(weights_of(made)) == pytest.approx(expected, rel=20 * DTYPES[dtype], abs=1e-10)
+    expected = (
+        plain.consensus_distance(rows) * (1 - share) ** 2
+    )  # to their own mean: a spring to a centre does the same
+    assert plain.consensus_distance(weights_of(made)) == pytest.approx(expected, rel=20 * DTYPES[dtype], abs=1e-10)
     if replicas > 1 and kind == "papa":
-        assert consensus_distance(rows) > 1.0
+        assert plain.consensus_distance(rows) > 1.0
 
 
 @settings(max_examples=12, deadline=None)
@@ -615,9 +616,9 @@ def test_a_pull_through_a_codec_comes_to_the_same_consensus(make, compression):
     """Replicas that only pull at each other: their distance shrinks, their mean stays near, with any codec."""
     options = {"alpha": 0.2} if make is rules.PAPA else {"rho": 0.2}
     made = apart(session(make(period=1, compression=compression, **options), optimizer=still))
-    before, middle = consensus_distance(weights_of(made)), plain.mean(weights_of(made))
+    before, middle = plain.consensus_distance(weights_of(made)), plain.mean(weights_of(made))
     train(made, 0, 40)
-    assert consensus_distance(weights_of(made)) < (0.1 if compression.startswith("topk") else 1e-3) * before
+    assert plain.consensus_distance(weights_of(made)) < (0.1 if compression.startswith("topk") else 1e-3) * before
     if make is rules.PAPA:  # the mean that is pulled to is known better and better; until then the true one moves
         far = 0.5 if compression.startswith("topk") else 0.01
         assert (plain.mean(weights_of(made)) - middle).norm() < far * middle.norm()
@@ -947,7 +948,7 @@ def test_asynchronous_easgd_keeps_the_sum_whoever_is_faster(speeds):
             torch.testing.assert_close(plain.vector(list(made.averaged().parameters())), centre)
             seen.append(centre)
     assert not torch.equal(seen[0], seen[-1])
-    assert consensus_distance(weights_of(made)) < 0.5 * consensus_distance(weights_of(apart(session(rule))))
+    assert plain.consensus_distance(weights_of(made)) < 0.5 * plain.consensus_distance(weights_of(apart(session(rule))))
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -34,9 +33,3 @@ def elastic(theta: Tensor, centre: Tensor, rho: float) -> Tensor:
 def share_of_rate(alpha: float, rate: float, first: float) -> float:
     """PAPA's share α γ_t/γ_0 (F Example 4); α where there is no first rate to compare with."""
     return min(1.0, alpha * rate / first) if first else alpha
-
-
-def consensus_distance(replicas: list[Tensor]) -> float:
-    """Σ_n ‖θ_n − θ̄‖² (F Eq. 6.2), in float64."""
-    rows = torch.stack([x.detach().double().reshape(-1) for x in replicas])
-    return float((rows - rows.mean(0)).square().sum())
