@@ -131,7 +131,7 @@ class Graph:
 
     def laplacian(self) -> Floats:
         """Λ, (n, n)."""
-        return self.sparse_laplacian().toarray()
+        return np.asarray(self.sparse_laplacian().toarray(), dtype=np.float64)
 
     def sparse_laplacian(self) -> sparse.csc_array:
         """Λ, as a sparse matrix."""

@@ -16,7 +16,7 @@ from .graph import Floats, Graph
 
 def eigenvalues(graph: Graph) -> Floats:
     """(n,): those of Λ, ascending; the first is 0."""
-    values = np.linalg.eigvalsh(graph.laplacian())
+    values: Floats = np.linalg.eigvalsh(graph.laplacian()).astype(np.float64)
     values[0] = 0.0
     return values
 
