@@ -5,13 +5,19 @@ SEEDS ?= 3
 # one more than cores, as many tests wait for processes; nproc alone would answer with OMP_NUM_THREADS, which CI sets to 1
 JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 1)
 
-.PHONY: demo test check setup setup-dev clean
+# groups: tests of one fixture that takes long to make
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+.PHONY: demo test test-all check setup setup-dev clean
 
 demo: .venv/installed
 	$(BIN)/unlocked compare --seeds $(SEEDS) --out runs/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) tests
+	$(PYTEST) tests
+
+test-all: .venv/installed-dev
+	$(PYTEST) --all-pairs tests
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

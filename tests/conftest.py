@@ -1,4 +1,4 @@
-"""What every test leaves as it was."""
+"""What every test leaves as it was; and how much of a large table of cases is run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import covering
+import methods
+
 
 @pytest.fixture(autouse=True)
 def threads_kept() -> Iterator[None]:
@@ -14,3 +17,22 @@ def threads_kept() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-pairs", action="store_true", help="run every case of every table, not a covering of it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "covering(*what): run only cases that cover the table (covering.py)")
+    methods.ALL_PAIRS = config.getoption("--all-pairs")
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m: of what was asked for
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-pairs"):
+        return
+    left_out = covering.left_out(items)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]

@@ -79,6 +79,7 @@ def cosine(optimizer):
 # ---- the rules, against one loop over samples ------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
@@ -103,6 +104,7 @@ def test_stages_change_nothing(kind):
     assert_close(made, reference.model)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("contributions", [(2, 1, 1), (1, 3, 2)])
 def test_unequal_contributions_weight_every_sample_alike(kind, contributions):
@@ -400,6 +402,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(make, words):
 # ---- failing and resuming --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("bad", [0, 2])
 def test_after_a_step_that_failed_training_goes_on_as_if_it_had_not_been(kind, bad):
@@ -585,7 +588,6 @@ def four_epochs(made, **options):
     made.fit(TRAIN, 4, batch_size=12, **options)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", RULES)
 def test_killed_and_resumed_on_other_numbers_of_processes(tmp_path, kind):
     whole = everything_on(kind)

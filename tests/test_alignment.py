@@ -124,6 +124,7 @@ STANDING_STILL = [
 ]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("credit", STANDING_STILL, ids=str)
 @pytest.mark.parametrize("accumulate", [1, 3, 4])
 def test_a_delay_does_not_matter_while_the_weights_stand_still(credit: ul.credit.Credit, accumulate: int) -> None:
@@ -354,6 +355,7 @@ CREDITS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", CREDITS)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_looking_changes_no_bit(name: str, replicas: int) -> None:
@@ -366,7 +368,7 @@ def test_looking_changes_no_bit(name: str, replicas: int) -> None:
             CREDITS[name](), consensus, stages=J, model=model, replicas=replicas, accumulate=2, clip=1.0
         )
         torch.manual_seed(5)
-        records = trainer.fit(m.data(192), 2, validate=m.data(30, seed=1), batch_size=12, callbacks=probes)
+        records = trainer.fit(m.data(96), 2, validate=m.data(30, seed=1), batch_size=12, callbacks=probes)
         assert not any(isinstance(worker.transport, Watched) for worker in trainer.workers)
         kept = [(record["losses"], record["validation"], record["bytes"]) for record in records]
         optimizers = {

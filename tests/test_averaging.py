@@ -137,12 +137,14 @@ def same_options(given):
 SIZES = [("sgd", 2, 1), ("momentum", 3, 2), ("adam", 4, 3)]  # optimizer, replicas, stages
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("optimizer", "replicas", "stages"), SIZES)
 @pytest.mark.parametrize(("options", "more"), PAPA)
 def test_papa(options, more, optimizer, replicas, stages):
     compare(rules.PAPA(**options), plain.Papa, replicas=replicas, stages=stages, optimizer=optimizer, **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("optimizer", "replicas", "stages"), SIZES)
 @pytest.mark.parametrize(("options", "more"), LOCAL)
 def test_local_sgd(options, more, optimizer, replicas, stages):
@@ -156,6 +158,7 @@ def test_local_sgd_with_a_period_for_each_stage(overlap):
     compare(rules.LocalSGD(**options), plain.LocalSGD, replicas=3, stages=3, optimizer="momentum", **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("levels", [((2, 2), (6, 4)), ((1, 1), (2, 2), (5, 4)), ((3, 4),)])
 @pytest.mark.parametrize("kept", ["local", "average"])
 def test_hierarchical_local_sgd(levels, kept):
@@ -163,6 +166,7 @@ def test_hierarchical_local_sgd(levels, kept):
     compare(rule, plain.LocalSGD, replicas=4, stages=2, optimizer="adam", hierarchy=levels, state=kept)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("optimizer", "replicas", "stages"), SIZES)
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.7), (0.5, 0.3), (1.0, 0.0)])
 def test_slowmo_in_the_papers_own_form(alpha, beta, optimizer, replicas, stages):
@@ -170,6 +174,7 @@ def test_slowmo_in_the_papers_own_form(alpha, beta, optimizer, replicas, stages)
     compare(rules.SlowMo(**options), plain.SlowMo, replicas=replicas, stages=stages, optimizer=optimizer, **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("optimizer", "replicas", "stages"), SIZES)
 @pytest.mark.parametrize("outer", OUTER)
 def test_diloco(outer, optimizer, replicas, stages):
@@ -197,6 +202,7 @@ def test_streaming_diloco(period, fragments, overlap, mixing, stages):
     )
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("optimizer", "replicas", "stages"), SIZES)
 @pytest.mark.parametrize(
     ("period", "beta", "clip", "penalty"),
@@ -208,6 +214,7 @@ def test_co2(period, beta, clip, penalty, optimizer, replicas, stages):
     compare(rules.CO2(**options), plain.CO2, replicas=replicas, stages=stages, optimizer=optimizer, **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("optimizer", "replicas", "stages"), SIZES)
 @pytest.mark.parametrize("options", [{"period": 3}, {"period": 4, "overlap": 3, "rho": 0.2}, {"period": 1, "rho": 0.1}])
 def test_easgd(options, optimizer, replicas, stages):
@@ -226,6 +233,7 @@ def groups_of(rule, seed, replicas, epoch):
     return [range(replicas)] * replicas
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("replicas", [2, 3, 4])
 @pytest.mark.parametrize(
     "rule",
@@ -546,6 +554,7 @@ def test_through_a_codec_all_members_get_the_same_bits_and_the_codecs_bytes_trav
         torch.testing.assert_close(found[0][0], sum(row[0] for row in rows.values()) / size, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("compression", ["bf16", "int8", "int8:16", "topk:0.1"])
 @pytest.mark.parametrize("sends", ["estimates", "rows"])
 def test_rows_that_stay_are_known_better_every_time(compression, sends):
@@ -563,6 +572,7 @@ def test_rows_that_stay_are_known_better_every_time(compression, sends):
 # ---- compression -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("compression", ["bf16", "int8", "topk:0.1"])
 @pytest.mark.parametrize("options", [{}, {"hierarchy": ((2, 2), (4, 4))}], ids=str)
 def test_after_an_averaging_all_replicas_of_local_sgd_have_the_same_bits(compression, options):
@@ -591,6 +601,7 @@ def test_groups_go_on_from_what_all_have():
         torch.testing.assert_close(row, middle, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("rule", "near"),
     [
@@ -610,6 +621,7 @@ def test_compressed_is_close_to_whole(rule, near, compression):
     assert 0 < (made - whole).norm() < near * (whole - begin).norm()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("make", [rules.PAPA, rules.EASGD], ids=["papa", "easgd"])
 @pytest.mark.parametrize("compression", ["topk:0.05", "int8", "bf16"])
 def test_a_pull_through_a_codec_comes_to_the_same_consensus(make, compression):
@@ -624,6 +636,7 @@ def test_a_pull_through_a_codec_comes_to_the_same_consensus(make, compression):
         assert (plain.mean(weights_of(made)) - middle).norm() < far * middle.norm()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("compression", "ratio"), [("int8", 0.25), ("bf16", 0.5)])
 @pytest.mark.parametrize(
     "rule", [rules.LocalSGD(period=2), rules.PAPA(period=2), rules.DiLoCo(period=2), rules.EASGD(period=2)], ids=repr
@@ -748,6 +761,7 @@ def test_on_a_clock_co2_hides_what_slowmo_waits_for():
     assert seconds(rules.SlowMo(period=4), 8.0) == pytest.approx(free + 2.0, rel=0.01)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("with_chain", [False, True])
 @pytest.mark.parametrize("rule", [*EVERY_STATE, rules.LocalSGD(shared=3, period=2)], ids=repr)
 def test_shapes_are_enough_to_simulate(rule, with_chain):
@@ -813,6 +827,7 @@ def flattened(x):
     return [] if x is None else [x]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("credit", [None, ul.credit.DGL(head="linear", budget=None)], ids=["backprop", "dgl"])
 @pytest.mark.parametrize("rule", FAILING, ids=repr)
 def test_after_a_step_that_failed_training_goes_on(rule, credit):
@@ -891,6 +906,7 @@ def statistics(made):
     return [torch.cat([x for name, x in chain.named_buffers() if "running" in name]) for chain in made.chains]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("overlap", [0, 1])
 @pytest.mark.parametrize("make", [rules.PAPA, rules.LocalSGD, rules.EASGD], ids=["papa", "local-sgd", "easgd"])
 def test_batchnorms_statistics_are_averaged_when_the_weights_are(make, overlap):

@@ -72,7 +72,7 @@ def described_by(payload: list[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 @given(codecs, counts, dtypes, seeds)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_shapes_and_types_are_foretold_and_come_back(rule: Codec, count: int, dtype: torch.dtype, seed: int) -> None:
     row = normal(count, seed, dtype)
     payload = rule.encode(row)
@@ -88,7 +88,7 @@ def test_shapes_and_types_are_foretold_and_come_back(rule: Codec, count: int, dt
 
 
 @given(counts, blocks, st.floats(1e-4, 1.0), dtypes)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_bytes_are_those_of_the_formulas(count: int, block: int, share: float, dtype: torch.dtype) -> None:
     row, width = normal(count, 0, dtype), dtype.itemsize
     k = min(count, max(1, round(share * count)))
@@ -119,7 +119,7 @@ def test_rows_of_no_and_of_one_value(rule: Codec, dtype: torch.dtype) -> None:
 
 
 @given(codecs, counts, dtypes, seeds)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_encoding_repeats_itself_and_changes_nothing(rule: Codec, count: int, dtype: torch.dtype, seed: int) -> None:
     row = coarse(count, seed, dtype)
     before = row.clone()
@@ -197,7 +197,7 @@ def test_bf16_rounds_ties_to_even(dtype: torch.dtype) -> None:
 
 @given(counts, blocks, dtypes, seeds, st.integers(-140, 120))
 @example(300, 256, torch.float32, 0, -149)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 def test_int8_is_half_a_scale_off_at_most(count: int, block: int, dtype: torch.dtype, seed: int, power: int) -> None:
     row = normal(count, seed, dtype, power if dtype != torch.float16 else power // 14)
     arrived = through(Int8(block), row)
@@ -312,7 +312,7 @@ def by_hand(row: Tensor, k: int) -> list[int]:
 
 
 @given(counts, st.floats(1e-3, 1.0), dtypes, seeds, st.booleans())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 def test_topk_sends_the_largest_and_of_equal_ones_the_first(
     count: int, share: float, dtype: torch.dtype, seed: int, ties: bool
 ) -> None:
@@ -368,7 +368,7 @@ def test_how_many_entries_travel(count: int, share: float, k: int) -> None:
 
 
 @given(codecs, st.integers(0, 60), st.integers(1, 12), seeds)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_feedback_loses_nothing(rule: Codec, count: int, steps: int, seed: int) -> None:
     feedback = ErrorFeedback(rule)
     rows = [normal(count, seed + t) for t in range(steps)]
@@ -463,7 +463,7 @@ parts = st.lists(
 
 
 @given(parts, st.integers(0, 20), st.booleans())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 def test_messages_give_back_every_bit(drawn: list[tuple[torch.dtype, list[int]]], offset: int, moved: bool) -> None:
     source = torch.Generator().manual_seed(len(drawn))
     payload = []
@@ -484,7 +484,7 @@ def test_messages_give_back_every_bit(drawn: list[tuple[torch.dtype, list[int]]]
 
 
 @given(codecs, counts, dtypes, seeds)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_rows_travel_as_messages(rule: Codec, count: int, dtype: torch.dtype, seed: int) -> None:
     row = normal(count, seed, dtype)
     payload = rule.encode(row)

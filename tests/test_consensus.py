@@ -24,6 +24,7 @@ def steps(session, count=3, replicas=1):
     return session
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", consensus_rules("one_at_a_time"), ids=name_of)
 @pytest.mark.parametrize("credit", credits("delayed"), ids=name_of)
 def test_delayed_rules_are_refused_where_a_replica_has_one_micro_batch_at_a_time(credit, rule):
@@ -48,6 +49,7 @@ def pairs(rules):
 
 
 # v1 of cyclic data parallelism and exchanges beside the computation are a delay, whatever N is
+@pytest.mark.covering
 @pytest.mark.parametrize("row, credit", pairs(consensus_rules("one_is_ordinary")))
 def test_one_replica_of_any_rule_is_independent(row, credit):
     results = []
@@ -66,6 +68,7 @@ def without_batchnorm(row):
 
 # predsim compares the samples of one batch with each other: shards are another objective, even without BatchNorm;
 # under cdp-pipeline some micro-batches see newer weights than others, and shards are split into other ones
+@pytest.mark.covering
 @pytest.mark.parametrize(
     "credit", [row for row in credits() if row.name not in ("predsim", "cdp-pipeline")], ids=name_of
 )
@@ -81,6 +84,7 @@ def test_all_reduce_over_equal_shards_is_the_big_batch(credit, n):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=name)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("row, credit", pairs(consensus_rules("equal_replicas")))
 def test_replicas_stay_equal_bit_for_bit(row, credit):
     session = steps(trainer(credit.make(), row.make(), replicas=3), 3, 3)

@@ -107,6 +107,7 @@ def formula(replicas, stages, rule, optimizer, steps=12):
 # ---- the formula -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize(
@@ -177,6 +178,7 @@ def test_the_first_step_is_an_ordinary_one(form):
         assert_near(train(trainer_of(3, 3, rule, form), range(1)), expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stages", [1, 3])
 def test_one_replica_with_v2_is_ordinary_training_bit_for_bit(form, stages):
@@ -242,6 +244,7 @@ def of_pipeline(rule, count, stages):
     return [[rule == "v2" and n >= stages - 1 - j for j in range(stages)] for n in range(count)]
 
 
+@pytest.mark.covering(("count", "stages"), "rule", "keep")
 @pytest.mark.parametrize("keep", ["graph", "input"])
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize(
@@ -271,6 +274,7 @@ def test_any_legal_matrix_as_a_pipeline_is_the_formula(stages, more, seed):
     assert_near(pipeline(ul.credit.CDPPipeline(rule=cells), stages, count, steps=5), expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_with_as_many_replicas_as_stages_the_pipeline_and_the_forms_have_one_rule(count, rule):
@@ -289,6 +293,7 @@ def test_the_condition_is_that_of_the_timeline(replicas, stages):
     assert [list(row) for row in freshness("v2", replicas, stages)] == found
 
 
+@pytest.mark.covering(("replicas", "stages"), "form")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("replicas, stages", [(2, 2), (3, 3), (2, 4), (4, 2)])
 def test_what_cannot_be_had_in_time_is_refused_with_its_cell(replicas, stages, form):
@@ -332,6 +337,7 @@ def test_a_matrix_of_another_size_and_an_unknown_form_are_refused():
         trainer_of(2, 2).step([batch(4)[0], batch(6)[0]], [batch(4)[1], batch(6)[1]])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("credit", credits("delayed"), ids=lambda row: row.name)
 def test_delayed_gradients_are_refused(credit, form):
@@ -343,6 +349,7 @@ def test_delayed_gradients_are_refused(credit, form):
 # ---- local losses ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("form", WHOLE)
 @pytest.mark.parametrize("rule", ["v1", "v2", ODD])
 def test_local_learning_follows_the_same_rule(rule, form):
@@ -407,6 +414,7 @@ def test_v2_is_what_the_stagger_gives_by_itself(replicas, stages):
     }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
 def test_every_replica_is_busy_all_the_time(count, rule):
@@ -427,6 +435,7 @@ def test_staleness_by_the_record_is_the_rules(rule):
         assert updates == [[0], *[[0 if matrix[n][j] else 1]] * 4]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", ["v1", "v2", ODD])
 @pytest.mark.parametrize("form", FORMS)
 def test_with_a_clock_it_is_in_process_bit_for_bit(form, rule):
@@ -446,6 +455,7 @@ def test_with_a_clock_it_is_in_process_bit_for_bit(form, rule):
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("world", [None, Simulated], ids=["in process", "simulated"])
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize("replicas", [2, 3, 5])
@@ -472,6 +482,7 @@ def fail(session, replica):
         session.step(xs, [row[0][1] for row in rows])
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("world", [None, Simulated], ids=["in process", "simulated"])
 @pytest.mark.parametrize("replica", range(3))
 @pytest.mark.parametrize("rule", ["v1", "v2"])
@@ -490,6 +501,7 @@ def test_after_a_step_that_failed_all_go_on_from_the_same_weights(form, rule, re
     assert_near(session, reference.run(begun, rows, of_rule(rule, 3, 3), OPTIMIZERS["sgd"][0])[-1])
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("world", [None, Simulated], ids=["in process", "simulated"])
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 @pytest.mark.parametrize("form", WHOLE)
@@ -545,6 +557,7 @@ def settled(session):
     return of_here(session)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rule", ["v1", "v2", ODD])
 @pytest.mark.parametrize("form", FORMS)
 def test_resumed_at_any_step_and_in_any_world_is_uninterrupted_bit_for_bit(form, rule, tmp_path):
@@ -584,6 +597,7 @@ def test_a_rule_that_is_a_function_is_given_again(tmp_path):
     assert_same(of_here(train(resumed, range(3, 6))), expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rule", ["v1", "v2"])
 def test_a_run_may_go_on_under_another_rule_with_its_momentum(rule, form, tmp_path):
@@ -604,6 +618,7 @@ def test_a_run_may_go_on_under_another_rule_with_its_momentum(rule, form, tmp_pa
     assert_near(train(session, range(6, 9)), expected[9])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("before, after", list(itertools.permutations(FORMS, 2)))
 def test_a_run_may_go_on_in_another_form(before, after, tmp_path):
     """θ_{t−1} is the form's own; the first step sees the newest weights everywhere."""
@@ -659,6 +674,7 @@ class OneActivation(nn.Module):
         return Kept.apply(x, self.w)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("micro", [1, 2])
 @pytest.mark.parametrize("count", range(2, 7))
 def test_one_device_keeps_half_and_a_bit_of_the_activations(count, micro):

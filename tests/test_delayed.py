@@ -61,6 +61,7 @@ def close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-9) -> None:
 # ---- the reference -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("kind", ["plain", "coupled"])
 @pytest.mark.parametrize(("stages", "k", "optimizer"), [(4, 1, "momentum"), (5, 3, "adam")])
@@ -102,6 +103,7 @@ def _piece(case: Case, network: Any, steps: range, optimizer: Any) -> Any:
     return reference.run(network, batches, k=2, optimizer=optimizer, **case.run).weights  # type: ignore[arg-type]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("case", [case for case in CASES if case.run is None], ids=name_of)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_draining_changes_no_number_of_two_versions(case: Case, optimizer: str) -> None:
@@ -189,6 +191,7 @@ def test_reconstructing_with_the_forwards_weights_is_exact_but_for_rounding() ->
     assert any((approximate[name] - x).abs().max() > 1e-6 for name, x in exact.items())
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("k", [1, 3])
 def test_without_delay_a_rule_is_backpropagation_bit_for_bit(case: Case, k: int) -> None:
@@ -220,6 +223,7 @@ def still(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.0)
 
 
+@pytest.mark.covering
 @every_unshrunk
 @pytest.mark.parametrize("coupled", [False, True], ids=["plain", "coupled"])
 @pytest.mark.parametrize("k", [2])
@@ -249,6 +253,7 @@ def _counter(ended: dict[str, Tensor]) -> str:
 # ---- 1F1B with flush ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("stages", [1, 2, 4])
 @pytest.mark.parametrize("parts", [1, 3, 6])
 def test_1f1b_is_gpipe_is_backpropagation_bit_for_bit(parts: int, stages: int) -> None:
@@ -292,6 +297,7 @@ def timelines(case: Case, stages: int, steps: int = 16) -> list[Timeline]:
     return [shapes, Timeline(acts)]
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_a_backward_comes_so_many_turns_after_its_forward(case: Case, stages: int) -> None:
@@ -314,6 +320,7 @@ def test_a_backward_comes_so_many_turns_after_its_forward(case: Case, stages: in
                 assert deepest(timeline, j) == depth + 1
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5, 6])
 def test_in_the_steady_state_nobody_waits(case: Case, stages: int) -> None:

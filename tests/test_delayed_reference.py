@@ -223,6 +223,7 @@ def test_couplings_are_undone_by_their_inverse() -> None:
         close(stage_inverse(layers, weights, output), x, 1e-14)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("network", [plain(1), plain(4), coupled(2), coupled(5)], ids=["1", "4", "c2", "c5"])
 @pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -246,6 +247,7 @@ def test_without_delay_it_is_backpropagation(network: Network, semantics: Semant
     assert result.updates == [4] * len(network.layers)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("network", [plain(4), coupled(4)], ids=["plain", "coupled"])
 @pytest.mark.parametrize("hop", [1, 2])
 @pytest.mark.parametrize("semantics", SEMANTICS)
@@ -267,6 +269,7 @@ def test_with_no_learning_every_gradient_is_that_of_the_whole_network(
 # ---- against the second opinion --------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("network", [plain(3), plain(5), coupled(3), coupled(5)], ids=["3", "5", "c3", "c5"])
 @pytest.mark.parametrize("hop", [1, 2])
 @pytest.mark.parametrize("semantics", SEMANTICS)
@@ -278,6 +281,7 @@ def test_weights_are_those_of_the_recursion(network: Network, hop: int, semantic
     close(run(network, batches, hop=hop, semantics=semantics, optimizer=own).weights, expected)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("network", [plain(4), coupled(4)], ids=["plain", "coupled"])
 @pytest.mark.parametrize("hop", [1, 2])
 @pytest.mark.parametrize("semantics", SEMANTICS)

@@ -110,6 +110,7 @@ def saved_after(steps: Iterable[int], make: Any, folder: Path, world: Any = None
         assert_same(drained(resumed), wanted)
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_a_pipeline_goes_on_where_it_was(case: Case, k: int, tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_a_pipeline_goes_on_where_it_was(case: Case, k: int, tmp_path: Path) -> 
     saved_after(steps, partial(session_of, case.make(), accumulate=k), tmp_path)
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("name", MITIGATIONS)
 def test_a_mitigated_pipeline_goes_on_where_it_was(case: Case, name: str, tmp_path: Path) -> None:
@@ -129,6 +131,7 @@ def test_a_mitigated_pipeline_goes_on_where_it_was(case: Case, name: str, tmp_pa
     saved_after((3,), make, tmp_path)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["pipedream", "petra", "petra-graph", "delayed", "2bw", "fdg-replay"])
 @pytest.mark.parametrize("consensus", [ul.consensus.AllReduce(), ul.consensus.WASH(p=0.3)])
 def test_replicas_go_on_where_they_were(name: str, consensus: Any, tmp_path: Path) -> None:
@@ -325,6 +328,7 @@ def fail(session: ul.Trainer) -> None:
         session.step(torch.full_like(x, float("nan")), y)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("case", UNSHRUNK.values(), ids=name_of)
 @pytest.mark.parametrize("before", [1, 4])
 def test_after_a_step_that_failed_the_pipeline_fills_anew(case: Case, before: int, tmp_path: Path) -> None:
@@ -351,6 +355,7 @@ def test_after_a_step_that_failed_the_pipeline_fills_anew(case: Case, before: in
             assert all(torch.equal(x, z) for row, other in zip(a, b) for x, z in zip(row, other))
 
 
+@pytest.mark.covering
 @every_case
 @pytest.mark.parametrize("mitigation", [None, M.GapAware()])
 def test_a_run_goes_on_after_a_failure_as_a_resumed_one(case: Case, mitigation: Any, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from unlocked.run_files import read_events
 
 TINY = ["--subset", "100", "--width", "8", "--batch-size", "25", "--threads", "1", "--device", "cpu", "--stages", "2"]
 PAIR = ["--credit", "dgl", "--consensus", "wash(p=0.05)", "--replicas", "2"]
-DEADLINE = 100
+DEADLINE = 240  # against hangs, not slowness
 
 
 def start(argv: list[str]) -> subprocess.Popen[str]:
@@ -78,6 +78,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("launched")  # the reference is trained once
 def test_four_processes_killed_and_started_again_give_the_weights_of_one(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = ["train", *TINY, *PAIR, "--epochs", "30", "--run", str(run), "--tensorboard", "off"]
@@ -109,6 +111,8 @@ def _check_files(run: Path) -> None:
     assert "easured on 4 processes" in (run / "report.html").read_text()
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.xdist_group("launched")
 def test_sigterm_saves_exits_0_and_goes_on_in_one_process(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = ["train", *TINY, *PAIR, "--epochs", "30", "--run", str(run), "--tensorboard", "off"]

@@ -323,6 +323,7 @@ def reversible() -> nn.Sequential:
 NETWORKS = {"plain": mlp, "norm": lambda: mlp(norm=True), "reversible": reversible}
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("row", "network"),
     [

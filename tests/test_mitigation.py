@@ -122,6 +122,7 @@ FORMULAS = [
 ]
 
 
+@pytest.mark.covering("case", ("name", "optimizer"))
 @pytest.mark.parametrize(("case", "name", "optimizer", "k"), FORMULAS)
 def test_a_mitigation_is_its_formula(case: Case, name: str, optimizer: str, k: int) -> None:
     """While the pipeline fills, and once it is full."""
@@ -264,6 +265,7 @@ def replicated(name: str, consensus: Any, replicas: int, alike: bool, credit: An
     return session
 
 
+@pytest.mark.covering
 @every_mitigation
 @pytest.mark.parametrize("consensus", [ul.consensus.AllReduce(), ul.consensus.Independent(), ul.consensus.WASH(p=0.3)])
 def test_replicas_with_the_same_data_are_one(name: str, consensus: Any) -> None:
@@ -273,6 +275,7 @@ def test_replicas_with_the_same_data_are_one(name: str, consensus: Any) -> None:
         assert_same(dict(chain.state_dict()), dict(alone.chains[0].state_dict()))
 
 
+@pytest.mark.covering
 @every_mitigation
 @pytest.mark.parametrize("rule", ["pipedream", "petra", "fdg", "delayed"])
 def test_replicas_that_reduce_stay_equal_however_gradients_travel(name: str, rule: str) -> None:

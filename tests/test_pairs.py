@@ -1,4 +1,4 @@
-"""Every allowed pair (credit, consensus): it learns, repeats itself, and resumes bit for bit."""
+"""The allowed pairs (credit, consensus): they learn, repeat themselves, and resume bit for bit; each law takes its part."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 
 import unlocked as ul
 
-from methods import allowed_pairs, assert_same, data, mlp, state, trainer
+from methods import assert_same, data, mlp, some_pairs, state, trainer
 
-PAIRS = [pytest.param(credit, rule, id=f"{credit.name}-{rule.name}") for credit, rule in allowed_pairs()]
 OPTIMIZERS = itertools.cycle(
     [
         lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9, nesterov=True),
@@ -19,6 +18,11 @@ OPTIMIZERS = itertools.cycle(
         lambda ps: torch.optim.RMSprop(ps, lr=0.005, momentum=0.5),
     ]
 )
+
+
+def every(part, *more):
+    """The pairs of a part, as parameters of a test."""
+    return [pytest.param(a, b, *more, id="-".join([a.name, b.name, *map(str, more)])) for a, b in some_pairs(part)]
 
 
 def session(credit, rule, optimizer=None, **options):
@@ -38,7 +42,7 @@ def session(credit, rule, optimizer=None, **options):
 TRAIN, TEST = data(72, dtype=torch.float32), data(60, 1, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("credit, rule", PAIRS)
+@pytest.mark.parametrize("credit, rule", every(0))
 def test_it_learns(credit, rule):
     trained = session(credit, rule, model=mlp(2, norm=True, dtype=torch.float32), schedule=None)
     before = trained.evaluate(TEST).loss
@@ -48,7 +52,7 @@ def test_it_learns(credit, rule):
     assert phase_ends[-1]["validation"]["accuracy"] > 0.55  # chance is a third
 
 
-@pytest.mark.parametrize("credit, rule", PAIRS)
+@pytest.mark.parametrize("credit, rule", every(1))
 def test_two_runs_with_one_seed_are_identical_and_another_seed_differs(credit, rule):
     states = []
     for seed in (3, 3, 4):
@@ -74,8 +78,7 @@ class StopAfter(ul.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("share", [0.35, 0.8])
-@pytest.mark.parametrize("credit, rule", PAIRS)
+@pytest.mark.parametrize("credit, rule, share", [*every(2, 0.35), *every(3, 0.8)])
 def test_resumed_is_uninterrupted_bit_for_bit(credit, rule, share, tmp_path):
     """Stopped inside an epoch and, for greedy learning, in either phase; momentum, Adam, dropout, clipping, schedule."""
     optimizer = next(OPTIMIZERS)

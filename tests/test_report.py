@@ -34,6 +34,7 @@ from unlocked.report.words import bytes_text
 from unlocked.simulation.retiming import retimed
 from unlocked.timeline import BUSY, Act, Timeline
 
+pytestmark = pytest.mark.xdist_group("report")  # the runs are made once
 NASTY = '<script>alert("x")</script>&$a_1$'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

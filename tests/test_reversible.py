@@ -273,6 +273,7 @@ def stacks(model: models.Layered, x: Tensor) -> list[tuple[nn.Sequential, Tensor
     return [(nn.Sequential(*row), start) for row, start in found]
 
 
+@pytest.mark.covering
 @EVERY
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -289,6 +290,7 @@ def test_every_shipped_block_is_inverted(name: str, training: bool, dtype: torch
         assert gap(y, x) > 0.01  # it does something
 
 
+@pytest.mark.covering
 @EVERY
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -309,6 +311,7 @@ def test_whole_stacks_are_inverted(name: str, training: bool, dtype: torch.dtype
         assert gap(z, x) <= limit
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @EVERY
 def test_half_precision_keeps_its_stated_bound_for_every_element(name: str, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from unlocked.simulation.simulating import seconds_per_update, simulate
 from unlocked.worlds import Simulated
 
 import methods
-from methods import allowed_pairs, assert_same, batch, mlp, name_of, state, trainer
+from methods import assert_same, batch, mlp, name_of, some_pairs, state, trainer
 
 MESSY = Hardware(
     Device(1e6),
@@ -44,11 +44,7 @@ def steady(credit, consensus=None, *, steps=40, **options):
 # ---- the numbers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("credit", "consensus"),
-    allowed_pairs(),
-    ids=lambda row: name_of(row),
-)
+@pytest.mark.parametrize(("credit", "consensus"), some_pairs(1), ids=name_of)
 def test_simulated_with_tensors_is_in_process_bit_for_bit(credit, consensus):
     results = []
     for world in (None, Simulated(MESSY)):
@@ -98,8 +94,11 @@ def at_once(session, count):
     return session.world.run((worker, program(k, worker)) for k, worker in enumerate(session.workers))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(("credit", "consensus"), allowed_pairs(), ids=name_of)
+@pytest.mark.parametrize(
+    ("credit", "consensus", "accumulate"),
+    [(*pair, accumulate) for part, accumulate in ((2, 1), (0, 2)) for pair in some_pairs(part)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_without_tensors_the_timeline_is_the_one_with_tensors(credit, consensus, accumulate):
     """Shapes only or with tensors, several steps in one go: the same acts, at the same times, of the same bytes."""
     if credit.name in ("pipedream-2bw", "cdp-pipeline"):

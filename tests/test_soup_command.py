@@ -20,6 +20,7 @@ from unlocked.exporting import write_weights
 from unlocked.method_names import parse_method
 from unlocked.running import run
 
+pytestmark = pytest.mark.xdist_group("soup")  # the runs are made once
 SMALL = Options(subset=200, width=8, batch_size=25, epochs=2, stages=2, device="cpu")
 
 

@@ -137,6 +137,7 @@ def assert_attached(session: ul.Trainer) -> None:
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "rule", [ul.consensus.Independent(), ul.consensus.WASH(p=0.3), ul.consensus.AllReduce()], ids=lambda rule: rule.name

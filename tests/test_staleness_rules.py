@@ -100,7 +100,7 @@ def test_staleness_aware_divides_by_the_delay(g: float, tau: int) -> None:
 
 
 @given(finite, finite, st.floats(0.0, HUGE, allow_subnormal=True))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=60)
 def test_gap_aware_is_its_formula_or_its_limit_and_never_nan(g: float, drift: float, scale: float) -> None:
     (result,) = gap_aware(tensor(g), tensor(drift), tensor(scale)).tolist()
     assert abs(result) <= abs(g)
@@ -118,7 +118,7 @@ def test_gap_aware_goes_to_its_value_at_scale_zero() -> None:
 
 
 @given(finite, finite, finite)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=60)
 def test_delay_compensation_is_its_formula_and_never_nan(g: float, drift: float, lam: float) -> None:
     (result,) = delay_compensation(tensor(g), tensor(drift), lam).tolist()
     assert not math.isnan(result)

@@ -116,6 +116,7 @@ def trained(credit, rule, world, races=None):
     return session
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("credit", credits(), ids=lambda row: row.name)
 @pytest.mark.parametrize(
     "rule", [row for row in consensus_rules() if row.name in ("all-reduce", "wash")], ids=lambda row: row.name

@@ -32,6 +32,7 @@ from unlocked.worlds import Distributed
 from methods import SMALL, batch, data, mlp, state, trainer
 from processes import run_processes
 
+pytestmark = [pytest.mark.xdist_group("baselines"), pytest.mark.timeout(600)]  # the runs are made once
 PROCESSES = 4
 SIZES = (24, 24, 24, 16)  # one batch per update; the last has another shape
 
@@ -169,7 +170,7 @@ def folder(tmp_path_factory) -> Any:
 @pytest.fixture(scope="module")
 def found(folder) -> dict[str, list[dict[str, Any]]]:
     """What the four processes found, by case."""
-    rows = run_processes(run_all, PROCESSES, str(folder), deadline=100.0)
+    rows = run_processes(run_all, PROCESSES, str(folder), deadline=300.0)
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 

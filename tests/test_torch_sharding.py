@@ -35,6 +35,7 @@ from methods import SMALL, batch, data, momentum, state, trainer
 from methods import mlp as seven
 from processes import run_processes
 
+pytestmark = [pytest.mark.xdist_group("sharding"), pytest.mark.timeout(600)]  # the runs are made once
 SIZES = (24, 24, 24, 16, 16)
 
 
@@ -355,7 +356,7 @@ def found(folder) -> dict[str, list[Any]]:
     everything: dict[str, list[Any]] = {}
     for count in (2, 4, 6):
         names = [case.name for case in KNOWN.values() if case.stages * case.replicas == count]
-        rows = run_processes(run_all, count, names, str(folder), deadline=100.0)
+        rows = run_processes(run_all, count, names, str(folder), deadline=300.0)
         everything |= {name: [row[name] for row in rows] for name in rows[0]}
     return everything
 

@@ -242,6 +242,7 @@ class Plain(torch.optim.Optimizer):
                     (x.data if self.behind else x).add_(x.grad, alpha=-group["lr"])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 @pytest.mark.parametrize("kind", ["plain", "coupled"])
 def test_there_is_no_silent_fourth_semantics(case: Case, kind: str) -> None:
@@ -297,6 +298,7 @@ def checkpointed(reentrant: bool | None) -> ul.Chain:
     return chain_of(nn.Sequential(*row).double() for row in rows)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("rule", [C.PipeDream, partial(C.PipeDream, weights="snapshot"), C.DelayedGradients, C.FDG])
 def test_checkpointing_inside_a_stage_is_refused_once_weights_have_moved(rule: Any, reentrant: bool) -> None:
@@ -306,6 +308,7 @@ def test_checkpointing_inside_a_stage_is_refused_once_weights_have_moved(rule: A
             session.step(*batch(8, seed=step))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize(
     "name",

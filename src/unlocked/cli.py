@@ -1,4 +1,4 @@
-"""The command line: `unlocked train | compare | launch | methods | report | timeline | plan | trace | export | soup | …`.
+"""The command line: `unlocked train | compare | launch | methods | report | timeline | plan | trace | export | graph | …`.
 
 Exit codes: 0 done (also when SIGTERM made it save and stop), 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
 Errors are one sentence.
@@ -21,7 +21,21 @@ import tyro
 from rich.console import Console
 
 from . import __version__
-from .commands import COMMANDS, Calibrate, Compare, Doctor, Launch, Methods, Plan, Report, Soup, Timeline, Trace, Train
+from .commands import (
+    COMMANDS,
+    Calibrate,
+    Compare,
+    Doctor,
+    Graph,
+    Launch,
+    Methods,
+    Plan,
+    Report,
+    Soup,
+    Timeline,
+    Trace,
+    Train,
+)
 from .comparing import compare, default_folder, plan
 from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
@@ -149,6 +163,10 @@ def _run(command: Any, text: str, launched: list[str]) -> int:
         from .soup_command import soup
 
         return soup(command, _console())
+    if isinstance(command, Graph):
+        from .graph_command import graph
+
+        return graph(command, _console())
     return _write(command)
 
 

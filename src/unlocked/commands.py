@@ -240,6 +240,38 @@ class Timeline(NetworkOptions, ClusterOptions):
 
 
 @dataclass(frozen=True)
+class Graph:
+    """Print how fast a graph of workers mixes, what the four kinds of gossip need on it, its optimal rates; and draw it."""
+
+    topology: str | None = None
+    """star, line, ring, complete, grid, torus, barbell, hypercube, exponential, random-geometric, erdos-renyi or random-tree;
+    also e.g. "torus(3)", "grid(4x8)" or "erdos-renyi(p=0.3,seed=1)"."""
+    n: int | None = None
+    """Number of nodes."""
+    edges: Path | None = None
+    """Instead of a topology: a file of lines i j, or i j rate."""
+    rates: Literal["given", "uniform", "degree", "metropolis"] = "given"
+    """Of the edges; given: those of the file, 1 for a topology; uniform: 1; degree, metropolis: by the degrees of an edge's
+    ends."""
+    rate: float | None = None
+    """Scale the rates so that a node exchanges so often per unit of time, on average; None: leave them."""
+    epsilon: float = 1e-6
+    """Share of ‖πx‖² that gossip is to bring it down to."""
+    optimal: bool = False
+    """Also the rates that minimise √(χ₁χ₂), under the same Tr Λ unless the following bounds are given."""
+    trace: float | None = None
+    """With --optimal: bound on Tr Λ, the exchanges of all nodes."""
+    per_node: float | None = None
+    """With --optimal: bound on the exchanges of each node."""
+    cap: float | None = None
+    """With --optimal: bound on the rate of each edge."""
+    plot: tuple[Path, ...] | None = None
+    """Draw the graph, to this .png or .svg if one is named: edges as wide as their rates, coloured by their resistances."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Examine processes, network and machine; alone, or as unlocked launch --processes 2 -- doctor, or under torchrun."""
 
@@ -322,6 +354,7 @@ COMMANDS: dict[str, Any] = {
     "trace": Trace,
     "export": Export,
     "soup": Soup,
+    "graph": Graph,
     "calibrate": Calibrate,
     "doctor": Doctor,
 }

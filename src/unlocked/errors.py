@@ -55,6 +55,10 @@ class LostProcess(UnlockedError, ConnectionError):
     located = False
 
 
+class LostPeer(UnlockedError, ConnectionError):
+    """A replica that this one was to hear from is gone, but training goes on without it."""
+
+
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     """`given` if it is among `allowed`; otherwise an InvalidChoice that names the nearest one.
 

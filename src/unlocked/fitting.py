@@ -11,6 +11,7 @@ from torch import Tensor
 from .callbacks import Callback
 from .consensus.base import unused_optimizer
 from .errors import InvalidChoice, LostProcess
+from .freely import Freely
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
 from .probes.step import Metering, live_peak, merged
@@ -116,9 +117,12 @@ class Fitting:
         trainer.begin_epoch()
         if trainer.batch_in_epoch == 0:
             trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
-        for shares in self._streams():
-            interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended
-            self._step(shares)
+        if trainer.consensus.free:
+            Freely(trainer, plan, interrupt).run()
+        else:
+            for shares in self._streams():
+                interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended
+                self._step(shares)
         self._drain()
         trainer.settle()
         self._end_epoch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from .fitting import Fitting, Plan
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
 from .merging import digest, fingerprint, fingerprint_of_updates
 from .mitigation import Mitigation
+from .pool import Tape
 from .population import Drawing, Initial, Regulariser, apply, check_initial, checked, classes_for, in_words
 from .rng import generator, seed_of
 from .saving import load_state, save_state
@@ -221,6 +223,7 @@ class Trainer:
             self.mitigation,
             returns=not self.credit.local,
             replicas=self.replicas,
+            delayed=bool(self.credit.crossing),
         )
         return self.consensus.weights(worker, chain, store, self.seed)
 
@@ -232,6 +235,11 @@ class Trainer:
         Returns the loss of each stage, mean over the replicas; None for a stage without a loss of its own.
         Raises InvalidChoice (batches that do not fit the replicas), NonFiniteLoss (naming the stage).
         """
+        if self.consensus.free:
+            raise InvalidChoice(
+                f"Under {self.consensus!r} replicas take their batches themselves, so there is no step of all; call fit, or take "
+                "pairing='clocks'."
+            )
         shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
         if self.credit.crossing:  # what is in flight must not change if the caller fills the same tensor again
             shares = [(x.clone(), y) for x, y in shares]
@@ -242,7 +250,9 @@ class Trainer:
         self._train_mode()
         first = self.steps * self.accumulate
         batches = {
-            replica: list(micro_batches(*self._regularised(replica, x, y), self.accumulate, first, self.phase))
+            replica: list(
+                micro_batches(*self._regularised(replica, x, y, self.steps), self.accumulate, first, self.phase)
+            )
             for replica, (x, y) in shares.items()
         }
         for worker in self.workers:
@@ -260,18 +270,69 @@ class Trainer:
         self.recent.append(self.timeline)
         return self._losses()
 
+    def update_freely(
+        self,
+        take: Callable[[int], tuple[int, Tensor, Tensor] | None],
+        stepped: Callable[[Worker, dict[str, float], int], None],
+    ) -> None:
+        """Updates of replicas that run freely (`Consensus.free`), until `take(replica)` gives no more batches.
+
+        It gives a batch with the number of the round it belongs to; `stepped` is told each worker's updates: the losses by
+        "replica.stage" and the samples.
+        """
+        self._train_mode()
+        for worker in self.workers:
+            worker.losses.clear()
+        self._begin_updates()
+        tapes = {r: Tape(self._taker(r, take), self.stages) for r in {worker.replica for worker in self.workers}}
+        programs = [(w, self._freely(k, tapes[w.replica], stepped)) for k, w in enumerate(self.workers)]
+        self.timeline = self._run(programs)
+        self._aligned = True
+        self.book.sent_in(self.timeline)
+        self.recent.append(self.timeline)
+
+    def _taker(self, replica: int, take: Callable[[int], tuple[int, Tensor, Tensor] | None]) -> Callable[[], Any]:
+        """The replica's next update, from its next batch."""
+        mine = [weights for weights in self.weights if weights.worker.replica == replica]
+        first = mine[0].worker.version
+        count = itertools.count(first * self.accumulate, self.accumulate)
+
+        def update() -> list[Batch] | None:
+            taken = take(replica)
+            if taken is None:
+                return None
+            number, x, y = taken
+            for weights in mine:
+                weights.round = max(weights.round, number + 1)
+            x, y = self._regularised(replica, x, y, number)
+            return list(micro_batches(x, y, self.accumulate, next(count), self.phase))
+
+        return update
+
+    async def _freely(self, k: int, tape: Tape, stepped: Callable[[Worker, dict[str, float], int], None]) -> None:
+        worker, (stage, weights) = self.workers[k], self._stage(k)
+        await weights.open()
+        update = 0
+        while (batches := tape.update(update)) is not None:
+            await self.credit.run(worker, stage, weights.taken(batches), weights)
+            losses, samples = self._losses_of(worker), sum(len(batch.x) for batch in batches)
+            worker.losses.clear()
+            update += 1
+            stepped(worker, losses, samples)
+        await weights.close()
+
     def _begin_updates(self) -> None:
         """What is about to run may leave messages under way, or fail in the middle."""
         self._align()
-        self._settled = not self.consensus.crossing
+        self._settled = not (self.consensus.crossing or self.consensus.free)
         self._aligned = not (self.consensus.crossing or self.consensus.counts_updates)
 
-    def _regularised(self, replica: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _regularised(self, replica: int, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """A replica's batch on the device, as its regulariser makes it: a function of (seed, replica, step)."""
         x, y = x.to(self.device), y.to(self.device)
         if self.regularisers is None:
             return x, y
-        source = generator(self.seed, "regulariser", replica, self.steps)
+        source = generator(self.seed, "regulariser", replica, step)
         return apply(self.regularisers[replica], x, y, self._classes, source)
 
     def drain(self) -> Timeline:
@@ -375,13 +436,17 @@ class Trainer:
         return self.chains[worker.replica][worker.stage], self.weights[k]
 
     def _losses(self) -> dict[str, float]:
-        losses = {}
+        losses: dict[str, float] = {}
         for worker in self.workers:
-            if worker.losses:
-                value = float(sum(worker.losses[1:], worker.losses[0]))
-                refuse_non_finite(worker, value, updated=True)
-                losses[f"{worker.replica}.{worker.stage}"] = value
+            losses |= self._losses_of(worker)
         return losses
+
+    def _losses_of(self, worker: Worker) -> dict[str, float]:
+        if not worker.losses:
+            return {}
+        value = float(sum(worker.losses[1:], worker.losses[0]))
+        refuse_non_finite(worker, value, updated=True)
+        return {f"{worker.replica}.{worker.stage}": value}
 
     def _train_mode(self) -> None:
         for chain in self.chains:
@@ -524,6 +589,11 @@ def _check_world(world: World, credit: CreditRule, consensus: ConsensusRule, wor
         raise InvalidChoice(
             f"{consensus!r} keeps all replicas on one device, in one process, got {world.crew.size} processes; start one, or "
             "take another form."
+        )
+    if consensus.free and isinstance(world, InProcess):
+        raise InvalidChoice(
+            f"{consensus!r} lets replicas run as fast as they can, which means nothing in one process without a clock; take "
+            "--world simulated or distributed, or pairing='clocks', which gives the same numbers everywhere."
         )
     for rule in (credit, consensus):
         if rule.needs_processes and (not isinstance(world, Distributed) or world.crew.size != workers):

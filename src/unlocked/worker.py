@@ -84,6 +84,10 @@ class Transport(Protocol):
 
     async def until(self, here: Worker, when: float) -> None: ...
 
+    def now(self, here: Worker) -> float: ...
+
+    def say_first(self, here: Worker, name: str, value: float) -> float: ...
+
     def record(
         self,
         here: Worker,
@@ -340,6 +344,20 @@ class Worker:
         In process, and under a virtual clock, those who wait for an earlier moment go on first; on real processes nobody waits.
         """
         await self.transport.until(self, when)
+
+    @property
+    def now(self) -> float:
+        """Seconds on a clock that all workers share: the world's own, or that of rank 0's machine."""
+        return self.transport.now(self)
+
+    def say_first(self, name: str, value: float) -> float:
+        """The value that was given first under this name, by whichever worker; it depends on who is faster. Takes no time."""
+        return self.transport.say_first(self, name, value)
+
+    @property
+    def own(self) -> Link:
+        """From this program to those beside it: what is sent there, they take from the same link."""
+        return Link(self, self.place)
 
     def beside(self, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside:
         """Begin `program(worker)` beside this one: it goes on while this one computes, as far as the world can.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..pool import LocalPool, Pool
 from .base import Wish
 
 
@@ -36,6 +37,15 @@ class Alone:
     def wish(self, kind: Wish) -> None:
         """Stop before the next step."""
         self._wished = kind
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has wished to stop."""
+        return self._wished is not None
+
+    def pool(self, begin: int, end: int, size: int) -> Pool:
+        """For the workers of this process."""
+        return LocalPool(begin, end, size)
 
     def enter(self, step: int) -> bool:
         """True once after somebody wished to stop."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+from ..pool import Pool
+
 Wish = Literal["interrupt", "terminate"]  # Ctrl-C, SIGTERM
 
 
@@ -38,6 +40,13 @@ class Crew(Protocol):
 
     def wish(self, kind: Wish) -> None:
         """Ask all of them to stop after a whole step. Safe in a signal handler."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has wished to stop."""
+
+    def pool(self, begin: int, end: int, size: int) -> Pool:
+        """The batches `begin` … `end` − 1 for all of them to take from, `size` to a round."""
 
     def enter(self, step: int) -> bool:
         """Called before each step: False to go on, True to stop now, at the same step on every process."""

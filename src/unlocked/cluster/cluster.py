@@ -13,11 +13,13 @@ from typing import Any
 import torch.distributed as dist
 
 from ..errors import CannotJoin, LostProcess, UnlockedError
+from ..pool import Pool
 from .agreement import Agreement
 from .base import Wish
 from .clock import clock_offset
 from .heartbeat import Heartbeat, Vitals, name_of, report
 from .network import Interface, interface_to
+from .pool import SharedPool
 from .rendezvous import Seat, describe_self, open_store, read_seat, take_seat
 
 JOIN_WITHIN = 60.0  # seconds
@@ -36,7 +38,7 @@ class Cluster:
         self.seat, self.store, self.interface = seat, store, interface
         self.rank, self.size = seat.rank, seat.size
         self._host = host  # keeps the store alive where this process has to be its host
-        self._shares = self._worlds = 0
+        self._shares = self._worlds = self._pools = 0
         self.failure: str | None = None
         self.vitals = Vitals()
         self._heartbeat: Heartbeat | None = None
@@ -183,6 +185,16 @@ class Cluster:
     def stopped_by(self) -> Wish | None:
         """Why `enter` said stop."""
         return self._agreement.stopped_by
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has wished to stop, as far as is known here."""
+        return self._agreement.stopped_by is not None
+
+    def pool(self, begin: int, end: int, size: int) -> Pool:
+        """The batches `begin` … `end` − 1 for all processes to take from, `size` to a round."""
+        self._pools += 1
+        return SharedPool(self.store, f"{self._pools}", begin, end, size)
 
     def enter(self, step: int) -> bool:
         """Called before each step: False to go on, True to stop now, at the same step on every process."""

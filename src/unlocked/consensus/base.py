@@ -55,6 +55,7 @@ class Store:
     returns: whether a stage waits for a gradient from the one above. replicas: N.
     mitigation: what is done about gradients of weights that have been updated since, or None.
     window: steps of a run of the world, all of whose micro-batches are known when it begins.
+    delayed: whether an update may come in a later step than the forward it belongs to.
     """
 
     optimizer: torch.optim.Optimizer
@@ -68,6 +69,7 @@ class Store:
     returns: bool = True
     replicas: int = 1
     window: int = 1
+    delayed: bool = False
 
 
 class Weights:
@@ -91,6 +93,7 @@ class Weights:
         self.mitigating = None if store.mitigation is None else store.mitigation.start(store.optimizer, self.versions)
         self.pending = 0  # micro-batches whose gradients are waiting for the rest of their update
         self.epoch = 0  # the epoch, from 0, that the worker is in
+        self.round = 0  # where replicas run freely: rounds of a batch for each replica begun so far, by all together
 
     def taken(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         """Those of a row of micro-batches that this worker does, decided one by one as it comes to them. Here: all."""
@@ -190,6 +193,16 @@ class Weights:
     async def settle(self) -> None:
         """Bring the newest weights into place: the parameters are θ_T on every worker after T updates."""
 
+    async def open(self) -> None:
+        """Where replicas run freely: before the first of the updates that follow."""
+
+    async def close(self) -> None:
+        """Where replicas run freely: after the last of them."""
+
+    async def observed(self) -> dict[str, Any]:
+        """Something about the replicas to tell after an epoch (`Consensus.observes`), alike on all of them."""
+        return {}
+
     async def end_of_epoch(self) -> None:
         """After the last update of an epoch (`epoch`), where the rule asks for it (`Consensus.by_epochs`)."""
 
@@ -246,6 +259,12 @@ class Consensus(ABC):
     counts_updates: ClassVar[bool] = False  # True: the replicas do something together at certain updates
     reads_layers: ClassVar[bool] = False  # True: it treats the layers of the network differently
     planned: ClassVar[bool] = True  # False: the planner tries it only if it is named
+    observes: ClassVar[bool] = False  # True: the rule has something to tell about the replicas (`Weights.observed`)
+
+    @property
+    def free(self) -> bool:
+        """Whether the replicas run freely: each takes its next batch when it is ready for it, and none waits for another."""
+        return False
 
     @property
     def needs_one_process(self) -> bool:

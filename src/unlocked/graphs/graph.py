@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from ..errors import InvalidChoice
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -101,12 +103,13 @@ class Graph:
     @property
     def degrees(self) -> Integers:
         """(n,): neighbours of each node."""
-        return np.bincount(self.edges.ravel(), minlength=self.n)
+        return np.bincount(self.edges.ravel(), minlength=self.n).astype(np.int64)
 
     @property
     def strengths(self) -> Floats:
         """(n,): Λ_ii, exchanges of each node per unit of time."""
-        return np.bincount(self.edges.ravel(), weights=np.repeat(self.rates, 2), minlength=self.n)
+        counted = np.bincount(self.edges.ravel(), weights=np.repeat(self.rates, 2), minlength=self.n)
+        return np.asarray(counted, dtype=np.float64)
 
     @property
     def trace(self) -> float:
@@ -125,6 +128,9 @@ class Graph:
 
     def components(self) -> Integers:
         """(n,): the number of the part each node is in."""
+        from scipy import sparse  # half a second that a run without a graph shall not wait
+        from scipy.sparse.csgraph import connected_components
+
         i, j = self.edges.T
         matrix = sparse.coo_array((np.ones(len(i)), (i, j)), shape=(self.n, self.n))
         return connected_components(matrix, directed=False)[1].astype(np.int64)
@@ -135,6 +141,8 @@ class Graph:
 
     def sparse_laplacian(self) -> sparse.csc_array:
         """Λ, as a sparse matrix."""
+        from scipy import sparse
+
         i, j = self.edges.T
         rows, columns = np.concatenate([i, j, i, j]), np.concatenate([i, j, j, i])
         values = np.concatenate([self.rates, self.rates, -self.rates, -self.rates])

@@ -70,6 +70,7 @@ def simulate(
             returns=not credit.local,
             replicas=replicas,
             window=steps,
+            delayed=bool(credit.crossing),
         )
         weights = rule.weights(worker, replica, store, seed)
         mine = batches if even else _dealt(rule, worker, batches, replicas, accumulate)

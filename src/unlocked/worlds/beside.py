@@ -174,7 +174,9 @@ class SideThread(Wired):
             self._timeline = event.timeline
             self._scheduler.start([(event.worker, self._to_the_end(event))])
         elif event is not None:
-            self.wiring.arrived(event[0])
+            source, target, _ = event[0]
+            if source != target:  # else it is from the main thread
+                self.wiring.arrived(event[0])
             self._deliver(*event)
         return True
 

@@ -103,6 +103,7 @@ class Distributed(Wired):
         if self._ranks and (self._ranks != ranks or self.crossing):
             raise UnlockedError("This world has another mesh already; make another world for this one.")
         self._ranks = ranks
+        self.meshes += 1
         for rank, member in enumerate(self.crew.members):
             here = [str(place) for place, owner in self._ranks.items() if owner == rank]
             member["workers"] = ": " + ", ".join(here)
@@ -229,6 +230,13 @@ class Distributed(Wired):
         self._scheduler.run_tasks()
 
     # ---- the verbs, where they are not those of wired.py --------------------------------------------------------------
+
+    async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
+        """As in wired.py; to itself: to the thread beside this one."""
+        if there == here.place:
+            self.wiring.side_events.put(((there, there, self._side.channel(channel)), x))
+            return
+        await super().send(here, there, channel, x)
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Mean over the replicas, wherever they live."""

@@ -71,6 +71,7 @@ class InProcess(MeetingWorkers):
         Messages that were left over for a mesh before are gone: a world serves one at a time.
         """
         self._boxes.clear()
+        self._first.clear()
         size = sizes(replicas, stages)
         return [
             Worker(self, place, size[place.stage], stages, seed_of(seed, "worker", *place), context, device)

@@ -31,6 +31,7 @@ class LocalWorkers:
         self._scheduler = scheduler if scheduler is not None else Scheduler()
         self._timeline = Timeline()
         self.crossing: frozenset[str] = frozenset()
+        self._first: dict[str, float] = {}
 
     def _deliver(self, key: Key, x: Any) -> None:
         """Put into the mailbox; wakes a worker that waits for it."""
@@ -55,6 +56,14 @@ class LocalWorkers:
 
     async def until(self, here: Worker, when: float) -> None:
         """Real time goes by itself: nobody waits."""
+
+    def now(self, here: Worker) -> float:
+        """Seconds of this process's clock."""
+        return time.perf_counter()
+
+    def say_first(self, here: Worker, name: str, value: float) -> float:
+        """As all workers are here, one table of it is enough."""
+        return self._first.setdefault(name, value)
 
     def record(
         self,

@@ -128,6 +128,7 @@ class Simulated(MeetingWorkers):
     ) -> list[Worker]:
         """All workers of the mesh. Raises InvalidChoice (more devices than workers; costs of other stages)."""
         self._boxes.clear()  # messages left over for a mesh before
+        self._first.clear()
         if self.costs is None:
             if chain is None:
                 raise InvalidChoice("A simulated world needs costs, or a chain to read them off; give costs=.")
@@ -337,8 +338,12 @@ class Simulated(MeetingWorkers):
     async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
         """Onto the wire as soon as it is free; the sender goes on once it has handed the message over."""
         size, begin = bytes_of(x), self._clock.now
-        await self._busy(here, self._network.send.at(size))
         key = (here.place, there, channel)
+        if there == here.place:  # a word to what goes on beside it
+            self._boxes[key].append((begin, x))
+            self._clock.wake_at(key, begin)
+            return
+        await self._busy(here, self._network.send.at(size))
         arrival = self._arrival(self.devices[here.place], self.devices[there], size)
         self._act(here, "S", channel, size, there, begin)
         self._boxes[key].append((arrival, x))
@@ -363,6 +368,8 @@ class Simulated(MeetingWorkers):
         if arrival > self._clock.now:
             await until(arrival)
         box.popleft()
+        if there == here.place:
+            return x
         size = bytes_of(x)
         await self._busy(here, self._network.receive.at(size))
         self._act(here, "R", channel, size, there, begin)
@@ -384,6 +391,10 @@ class Simulated(MeetingWorkers):
         if self._charged and when * gradient > self._clock.now:
             await until(when * gradient)
         await last()
+
+    def now(self, here: Worker) -> float:
+        """What the clock says."""
+        return self._clock.now
 
     def _speed_of(self, place: Place) -> float:
         """Of the worker there, or of a usual device where the stage has fewer workers."""

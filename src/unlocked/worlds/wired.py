@@ -28,6 +28,7 @@ class Wired(LocalWorkers):
         self.crew = crew
         self.wiring = wiring
         self._ranks: dict[Place, int] = {}
+        self.meshes = 0
 
     @property
     @abstractmethod
@@ -69,6 +70,14 @@ class Wired(LocalWorkers):
             self.wiring.listen(key, rank)
         self.progress()
         return len(self._boxes[key])
+
+    def now(self, here: Worker) -> float:
+        """Seconds of rank 0's clock."""
+        return time.perf_counter() + self.crew.offsets[self.crew.rank]
+
+    def say_first(self, here: Worker, name: str, value: float) -> float:
+        """A register in the store."""
+        return float(self.wiring.say_first(f"{self.meshes}/{name}", repr(value)))
 
     async def mean(self, here: Worker, channel: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Mean over the replicas, wherever they live."""

@@ -1,0 +1,1 @@
+"""What the rules that gossip on a graph have in common."""

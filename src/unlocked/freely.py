@@ -1,0 +1,77 @@
+"""An epoch of replicas that run freely: each takes its next batch from a pool when it is ready for it (`Consensus.free`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .data import Domains
+from .data.order import steps
+from .errors import InvalidChoice
+from .loop import Interrupt, mean_losses
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from .fitting import Plan
+    from .session import Trainer
+
+
+class Freely:
+    """What is left of an epoch. The batches are those of the shared order, number g being batch ⌊g/N⌋ of replica g mod N; who
+    gets it is another matter. On several processes all of them do the same."""
+
+    def __init__(self, trainer: Trainer, plan: Plan, interrupt: Interrupt) -> None:
+        self._trainer, self._plan, self._interrupt = trainer, plan, interrupt
+        if isinstance(plan.train, Domains):
+            raise InvalidChoice("Replicas that run freely take batches of one data set; give one, or pairing='clocks'.")
+        self._size = trainer.replicas
+        rounds = steps(len(plan.train), plan.batch_size, self._size)
+        self._begun = trainer.batch_in_epoch
+        self._pool = trainer.crew.pool(self._begun * self._size, rounds * self._size, self._size)
+        self._samples = 0
+
+    def run(self) -> None:
+        """To the end of the epoch, or to where all processes stop. Raises Interrupted."""
+        trainer = self._trainer
+        self._interrupt.check(trainer.steps)
+        self._first = trainer.steps
+        begin = trainer.world.clock()
+        trainer.update_freely(self._take, self._stepped)
+        trainer.settle()
+        seconds = trainer.world.clock() - begin
+        rounds = self._pool.taken // self._size - self._begun
+        trainer.batch_in_epoch, trainer.steps = self._begun + rounds, self._first + rounds
+        trainer.elapsed += seconds
+        trainer.book.samples += rounds * self._size * self._plan.batch_size
+        trainer.book.seconds += seconds
+        trainer.book.updates += rounds
+        self._interrupt.check(trainer.steps)
+
+    def _take(self, replica: int) -> tuple[int, Tensor, Tensor] | None:
+        trainer, plan = self._trainer, self._plan
+        if trainer.crew.stopping:
+            self._pool.stop()
+        number = self._pool.take()
+        if number is None:
+            return None
+        x, y = next(
+            plan.train.batches(
+                plan.batch_size,
+                epoch=trainer.epoch % plan.epochs,
+                seed=trainer.seed,
+                start=number,
+                device=trainer.device,
+            )
+        )
+        return self._first + number // self._size - self._begun, x, y
+
+    def _stepped(self, worker: Worker, losses: dict[str, float], samples: int) -> None:
+        trainer = self._trainer
+        trainer.book.add(losses, 0, 0.0)
+        if not worker.last:
+            return
+        record = {"event": "step", "step": self._first + worker.version, "epoch": trainer.epoch, "phase": trainer.phase}
+        record |= {"losses": mean_losses(losses, trainer.stages), "samples": samples, "seconds": 0.0}
+        for callback in self._plan.callbacks:
+            callback.on_step(trainer, record)
