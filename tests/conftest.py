@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "covering(*what): run only cases that cover the table (covering.py)")
+    config.addinivalue_line("markers", "xdist_group(name): on one process of several, for a fixture is made once there")
     methods.ALL_PAIRS = config.getoption("--all-pairs")
 
 

@@ -28,22 +28,25 @@ def left_out(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     found: set[pytest.Item] = set()
     for (_, name), cases in tables.items():
         mark = cases[0].get_closest_marker("covering")
-        kept = covering([values(case) for case in cases], mark.args if mark is not None else (), name)
+        known: dict[int, int] = {}
+        kept = covering([values(case, known) for case in cases], mark.args if mark is not None else (), name)
         found |= {case for k, case in enumerate(cases) if k not in kept}
     return found
 
 
-def values(case: pytest.Function) -> Row:
-    """What tells the arguments of a case apart: rules by their names, plain values by themselves, others by their place."""
-    spec = case.callspec
-    return {key: _named(value, spec.indices[key]) for key, value in spec.params.items()}
+def values(case: pytest.Function, known: dict[int, int]) -> Row:
+    """What tells the arguments of a case apart: plain values by themselves, rows of a table by their names, others by which of
+    the objects `known` they are."""
+    return {key: _named(value, known) for key, value in case.callspec.params.items()}
 
 
-def _named(value: Any, place: int) -> Hashable:
-    name = getattr(value, "name", None)
+def _named(value: Any, known: dict[int, int]) -> Hashable:
     if isinstance(value, (str, int, float, bool, type(None))):
         return repr(value)
-    return name if isinstance(name, str) and not hasattr(value, "properties") else place
+    name = getattr(value, "name", None)
+    if isinstance(name, str) and not hasattr(value, "properties"):  # rules with other parameters have one name
+        return name
+    return known.setdefault(id(value), len(known))
 
 
 def covering(rows: Sequence[Row], wanted: Sequence[Any] = (), salt: str = "") -> set[int]:

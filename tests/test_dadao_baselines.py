@@ -138,6 +138,15 @@ def test_tracking_on_a_complete_graph_is_gradient_descent() -> None:
         np.testing.assert_allclose(one.x, other.x, atol=1e-13)
 
 
+def test_tracking_mixes_what_it_tracks() -> None:
+    """From y_0 = ∇f(x_0), y_1 = W ∇f(x_1): the adapt-then-combine form."""
+    problem, start, step = synthetic_ridge(6), np.zeros((6, 5)), 0.1
+    one, two = (now.x for now in islice(tracking(problem, line(6), start, step), 2))
+    W = Mixing(line(6)).matrix
+    np.testing.assert_allclose(one, -step * W @ problem.gradients(start), atol=1e-13)
+    np.testing.assert_allclose(two, W @ (one - step * W @ problem.gradients(one)), atol=1e-13)
+
+
 @pytest.mark.parametrize("graph", [ring(6), star(6)], ids=["ring", "star"])
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.003])
 def test_tracking_contracts_at_least_as_its_bound_says(graph: Graph, share: float) -> None:
@@ -156,10 +165,14 @@ def test_tracking_contracts_at_least_as_its_bound_says(graph: Graph, share: floa
     assert reached <= tracking_radius(problem, mixing.sigma, step) + 1e-9
 
 
-def test_extra_begins_as_dgd() -> None:
-    problem, start = synthetic_ridge(6), np.random.default_rng(0).normal(size=(6, 5))
-    one, other = (next(method(problem, ring(6), start, 0.01)) for method in (extra, dgd))
-    np.testing.assert_allclose(one.x, other.x, atol=1e-14)
+def test_extra_takes_back_what_dgd_errs() -> None:
+    """Its first round is DGD's; its second is x_2 = (I+W) x_1 − (I+W)/2 x_0 − a (∇f(x_1) − ∇f(x_0))."""
+    problem, start, step = synthetic_ridge(6), np.random.default_rng(0).normal(size=(6, 5)), 0.01
+    one, two = (now.x for now in islice(extra(problem, ring(6), start, step), 2))
+    np.testing.assert_allclose(one, next(dgd(problem, ring(6), start, step)).x, atol=1e-14)
+    both = np.eye(6) + Mixing(ring(6)).matrix
+    change = problem.gradients(one) - problem.gradients(start)
+    np.testing.assert_allclose(two, both @ one - both @ start / 2 - step * change, atol=1e-13)
 
 
 @pytest.mark.parametrize("graph", [ring(12), line(9), star(8), complete(5)], ids=lambda graph: graph.name)
@@ -177,6 +190,14 @@ def test_msda_takes_as_many_rounds_on_any_graph() -> None:
     problem = synthetic_ridge(12, condition=30.0)
     rounds = [run("msda", problem, graph).time[-1] for graph in (ring(12), line(12), star(12), complete(12))]
     assert max(rounds) <= 2 * min(rounds)  # (1+q)/(1−q) ≤ 2, and 1 on the complete graph
+
+
+def test_msda_is_accelerated() -> None:
+    """Nesterov's rate on the dual: errors fall at least as κ (1 − 1/√κ)^k, here at P = I − 11ᵀ/n."""
+    problem = synthetic_ridge(6, condition=300.0)
+    found = run("msda", problem, complete(6), horizon=1000)
+    bounds = 4 * 300.0 * (1 - 300.0**-0.5) ** found.time
+    assert found.reached(1e-8) and (found.relative <= bounds).all()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from unlocked.graphs.gossip import (
 )
 from unlocked.graphs.gossip import synchronous as sync
 from unlocked.graphs.gossip.engine import rows_of
-from unlocked.graphs.gossip.events import EdgeTable, first_events, windows
+from unlocked.graphs.gossip.events import Clocks, EdgeTable, first_events, windows
 from unlocked.graphs.gossip.schedule import disjoint_batches
 from unlocked.graphs.spectra import spectral_gap
 from unlocked.graphs.topologies import barbell, complete, line, ring, star
@@ -129,6 +129,12 @@ def test_the_table_holds_each_edge_with_its_share(graph: Graph) -> None:
         + np.bincount(np.arange(size), weights=table._own)
     ) / size
     assert np.allclose(mass, graph.rates / graph.total, atol=1e-12)
+
+
+def test_a_block_begins_where_the_one_before_it_ends() -> None:
+    for total in (0.3, 7.0, 11.1):
+        clocks = Clocks(Graph.make(2, [(0, 1)], total))
+        assert all(clocks.block_of(k * clocks.length) == k for k in range(500))
 
 
 def test_a_graph_that_changes_rings_at_the_rates_of_the_moment() -> None:
@@ -467,6 +473,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
 def test_parts_that_are_not_connected_reach_their_own_means() -> None:
     split, x = Graph.make(4, [(0, 1), (2, 3)]), np.array([0.0, 2.0, 10.0, 14.0])
     assert np.allclose(randomized_gossip(split, x, [50.0]).values[0, :, 0], [1.0, 1.0, 12.0, 12.0])
+
+
+def test_every_seed_may_begin_at_values_of_its_own() -> None:
+    x = normal(1100, 2, 1)  # more seeds than run side by side
+    found = randomized_gossip(Graph.make(2, [(0, 1)]), x, [60.0], range(1100)).values
+    assert np.allclose(found, x.mean(axis=1, keepdims=True), atol=1e-12)
 
 
 def test_flushing_twice_or_in_two_steps_is_flushing_once() -> None:

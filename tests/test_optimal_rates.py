@@ -15,8 +15,8 @@ from scipy.optimize import minimize_scalar
 
 from unlocked.errors import InvalidChoice, UnlockedError
 from unlocked.graphs import Graph, chi1, chi2
-from unlocked.graphs.optimal import Constraint, cache, optimal_rates
-from unlocked.graphs.optimal.certificate import Dual, Point
+from unlocked.graphs.optimal import Constraint, cache, optimal_rates, sdp
+from unlocked.graphs.optimal.certificate import Dual, Point, on_edges
 from unlocked.graphs.optimal.constraints import Region
 from unlocked.graphs.optimal.smoothing import Smoothed
 
@@ -139,14 +139,16 @@ def test_never_worse_than_uniform_and_certified(seed):
 @FEW
 @given(SEEDS)
 def test_any_dual_bounds_any_rates(seed):
-    """A bound from random w, S, M is below the best value there is."""
+    """A bound from random w, S, M is below the best value there is; and so is the one that meets it."""
     graph, source = drawn(seed), np.random.default_rng(seed)
     constraint = Constraint(trace=graph.trace, per_node=float(np.median(graph.strengths)), caps=2.0)
     for given_constraint in (None, constraint):
         region = Region.of(graph, given_constraint)
         rates = source.exponential(size=len(graph)) ** 2
         point = Point.at(graph.n, graph.edges, rates / region.gauge(rates))
-        best = solved(graph, constraint=given_constraint).value
+        found = sdp.solve(graph, region)
+        best = Point.at(graph.n, graph.edges, found.rates).value
+        assert best * (1 - 1e-6) <= found.bound <= best * (1 + 1e-9)
         subspace = source.normal(size=(graph.n, 2))
         subspace -= subspace.mean(axis=0)
         noise = point.inverse + 0.05 * source.normal(size=(graph.n, graph.n)) * np.abs(point.inverse).max()
@@ -170,6 +172,18 @@ def test_the_solvers_agree_on_a_small_world():
     assert exact.gap <= 1e-6 and found.gap <= 1e-4
     assert exact.value * (1 - 1e-6) <= found.value <= exact.value * (1 + 1.01e-4)
     assert found.value < 0.9 * value_of(graph)
+
+
+@FEW
+@given(SEEDS, st.sampled_from([3.0, 20.0]))
+def test_the_support_function(seed, p):
+    graph = drawn(seed)
+    caps = np.random.default_rng(seed).uniform(0.5, 2.0, len(graph))
+    weights = caps[::-1] ** p
+    capped = Region.of(graph, Constraint(caps=caps))
+    assert capped.support(weights) == pytest.approx(weights @ caps, rel=1e-9)
+    both = Region.of(graph, Constraint(caps=caps, trace=1.0))
+    assert both.support(weights) == pytest.approx(0.5 * weights.max(), rel=1e-9)
 
 
 @FEW
@@ -355,3 +369,12 @@ def test_errors_are_sentences(call, sentence):
     with pytest.raises(InvalidChoice, match=sentence) as caught:
         call()
     assert str(caught.value).endswith(".")
+
+
+@FEW
+@given(SEEDS)
+def test_quadratic_forms_on_edges_need_no_symmetry(seed):
+    graph, matrix = drawn(seed), np.random.default_rng(seed).normal(size=(8, 8))
+    for (i, j), found in zip(graph.edges, on_edges(matrix, graph.edges)):
+        side = np.eye(8)[i] - np.eye(8)[j]
+        assert found == pytest.approx(side @ matrix @ side)

@@ -44,6 +44,7 @@ def steady(credit, consensus=None, *, steps=40, **options):
 # ---- the numbers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("credit", "consensus"), some_pairs(1), ids=name_of)
 def test_simulated_with_tensors_is_in_process_bit_for_bit(credit, consensus):
     results = []
@@ -94,6 +95,7 @@ def at_once(session, count):
     return session.world.run((worker, program(k, worker)) for k, worker in enumerate(session.workers))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("credit", "consensus", "accumulate"),
     [(*pair, accumulate) for part, accumulate in ((2, 1), (0, 2)) for pair in some_pairs(part)],

@@ -43,6 +43,10 @@ class EventLog(Callback):
         with self._path.open("a") as file:
             file.write(json.dumps({"time": time.time(), **record}) + "\n")
 
+    def note(self, record: dict[str, Any]) -> None:
+        """Append a record of one's own."""
+        self._write(record)
+
     def on_start(self, trainer: Trainer, epochs: int) -> None:
         self._write({"event": "start", "epochs": epochs, "epoch": trainer.epoch, "step": trainer.steps})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UnlockedError(Exception):
@@ -57,6 +58,18 @@ class LostProcess(UnlockedError, ConnectionError):
 
 class LostPeer(UnlockedError, ConnectionError):
     """A replica that this one was to hear from is gone, but training goes on without it."""
+
+
+class MembersChanged(UnlockedError):
+    """Processes of the run are lost, or others join; what there is has been saved, and those who are left go on from there.
+
+    `cluster`: of those who go on, this process among them; `folder`: of the checkpoint; `record`: what happened. Go on with
+    `Trainer.resume(folder, world=Distributed(cluster))` and `fit`; `unlocked train` does so by itself.
+    """
+
+    def __init__(self, sentence: str, cluster: Any, folder: Any, record: dict[str, Any]) -> None:
+        super().__init__(sentence)
+        self.cluster, self.folder, self.record = cluster, folder, record
 
 
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:

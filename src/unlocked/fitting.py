@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .callbacks import Callback
 from .consensus.base import unused_optimizer
-from .errors import InvalidChoice, LostProcess
+from .errors import InvalidChoice, LostProcess, MembersChanged
 from .freely import Freely
+from .handing_over import after_loss, become_elastic, is_elastic
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
 from .probes.step import Metering, live_peak, merged
@@ -39,6 +40,7 @@ class Fitting:
     def __init__(self, trainer: Trainer, plan: Plan) -> None:
         self._trainer, self._plan = trainer, plan
         self._metering = Metering(trainer)  # of this phase, of this process
+        self._elastic = is_elastic(trainer, plan.checkpoint)
         self._settle()
         self._total = plan.epochs * trainer.credit.phases(trainer.stages)
 
@@ -70,9 +72,14 @@ class Fitting:
         for callback in plan.callbacks:
             callback.on_start(trainer, self._total)
         try:
+            if self._elastic:
+                become_elastic(trainer, Path(str(plan.checkpoint)))
             with Interrupt(trainer.crew) as interrupt:
-                records = self._epochs(interrupt)
+                records = self._epochs_without_the_lost(interrupt)
             reason = "finished"
+        except MembersChanged:
+            reason = "interrupted"
+            raise
         except Interrupted as stop:
             reason = "interrupted"
             if plan.checkpoint is None:
@@ -87,6 +94,15 @@ class Fitting:
             for callback in plan.callbacks:
                 callback.on_stop(trainer, reason)
         return records
+
+    def _epochs_without_the_lost(self, interrupt: Interrupt) -> list[dict[str, Any]]:
+        """Where members may be lost, the others hand over what they have to the next generation of them."""
+        try:
+            return self._epochs(interrupt)
+        except LostProcess as lost:
+            if self._elastic:
+                after_loss(self._trainer, Path(str(self._plan.checkpoint)), lost)
+            raise
 
     def _saved(self) -> Interrupted:
         trainer, folder = self._trainer, self._plan.checkpoint
@@ -118,7 +134,7 @@ class Fitting:
         if trainer.batch_in_epoch == 0:
             trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
         if trainer.consensus.free:
-            Freely(trainer, plan, interrupt).run()
+            Freely(trainer, plan, interrupt).run(self._elastic)
         else:
             for shares in self._streams():
                 interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from .data import Domains
 from .data.order import steps
 from .errors import InvalidChoice
+from .handing_over import roll_call
 from .loop import Interrupt, mean_losses
 from .worker import Worker
 
@@ -25,20 +27,20 @@ class Freely:
         self._trainer, self._plan, self._interrupt = trainer, plan, interrupt
         if isinstance(plan.train, Domains):
             raise InvalidChoice("Replicas that run freely take batches of one data set; give one, or pairing='clocks'.")
-        self._size = trainer.replicas
+        self._size = trainer.dealt
         rounds = steps(len(plan.train), plan.batch_size, self._size)
         self._begun = trainer.batch_in_epoch
         self._pool = trainer.crew.pool(self._begun * self._size, rounds * self._size, self._size)
         self._samples = 0
 
-    def run(self) -> None:
-        """To the end of the epoch, or to where all processes stop. Raises Interrupted."""
+    def run(self, elastic: bool) -> None:
+        """To the end of the epoch, or to where all processes stop. `elastic`: members may be lost and come. Raises Interrupted,
+        MembersChanged."""
         trainer = self._trainer
         self._interrupt.check(trainer.steps)
         self._first = trainer.steps
         begin = trainer.world.clock()
         trainer.update_freely(self._take, self._stepped)
-        trainer.settle()
         seconds = trainer.world.clock() - begin
         rounds = self._pool.taken // self._size - self._begun
         trainer.batch_in_epoch, trainer.steps = self._begun + rounds, self._first + rounds
@@ -46,11 +48,14 @@ class Freely:
         trainer.book.samples += rounds * self._size * self._plan.batch_size
         trainer.book.seconds += seconds
         trainer.book.updates += rounds
+        if elastic:
+            roll_call(trainer, Path(str(self._plan.checkpoint)))
+        trainer.settle()
         self._interrupt.check(trainer.steps)
 
     def _take(self, replica: int) -> tuple[int, Tensor, Tensor] | None:
         trainer, plan = self._trainer, self._plan
-        if trainer.crew.stopping:
+        if trainer.crew.stopping or trainer.crew.changing:
             self._pool.stop()
         number = self._pool.take()
         if number is None:

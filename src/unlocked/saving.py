@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from . import consensus, credit, mitigation
 from .chain import Chain
 from .checkpoint import FORMAT, Reader, Writer, copy_into, pack, shard_name, unpack
-from .cluster import Crew
+from .cluster import Cluster, Crew
 from .consensus.base import Weights
 from .cutting import from_recipe_of_chain
 from .delays import laid_out, load_in_flight, put_back, state_in_flight
@@ -63,28 +63,52 @@ _PROGRESS = (
     "batch_size",
     "activation_peak",
     "memory",
+    "dealt",
 )
 
 
-def save_state(trainer: Trainer, path: str | Path) -> Path:
+class HandOver(NamedTuple):
+    """To whom a checkpoint is left when members change: their cluster, the former replicas among them in the order of their new
+    numbers, how many join after them, and their rule."""
+
+    cluster: Cluster
+    former: list[int]
+    joined: int
+    rule: consensus.Consensus
+
+    @property
+    def replicas(self) -> int:
+        """How many there are now."""
+        return len(self.former) + self.joined
+
+    def numbers(self, replica: int) -> list[int]:
+        """Under which a former replica's state is written: its own new number, and those of who joins with a copy of it."""
+        own = self.former.index(replica)
+        neighbours = {k: (k + 1) % self.replicas for k in range(len(self.former), self.replicas)}
+        copied = [k for k, j in neighbours.items() if (j if j < len(self.former) else 0) == own]
+        return [own, *copied]
+
+
+def save_state(trainer: Trainer, path: str | Path, hand_over: HandOver | None = None) -> Path:
     """Write everything that `load_state` needs; see checkpoint.py for the files. Called by all processes of the run.
 
     Each writes the shards of its own workers; the chief writes the manifest and commits when all have written.
     """
-    crew = trainer.crew
-    trainer.collect()
+    crew: Crew = trainer.crew if hand_over is None else hand_over.cluster
+    if hand_over is None:
+        trainer.collect()
     book = trainer.book.share(crew)
     if crew.chief:
         with Writer(path, trainer.steps) as writer:
             crew.broadcast(os.getpid())
             _agree_on_folder(crew, writer, path)
-            _write_shards(trainer, writer)
-            _write_manifest(trainer, writer, book)
+            _write_shards(trainer, writer, hand_over)
+            _write_manifest(trainer, writer, book, hand_over)
             crew.barrier()  # all shards are written
             return Path(crew.broadcast(str(writer.commit())))
     with Writer(path, trainer.steps, owner=crew.broadcast()) as writer:
         _agree_on_folder(crew, writer, path)
-        _write_shards(trainer, writer)
+        _write_shards(trainer, writer, hand_over)
         crew.barrier()
         return Path(crew.broadcast())
 
@@ -99,15 +123,20 @@ def _agree_on_folder(crew: Crew, writer: Writer, path: str | Path) -> None:
         )
 
 
-def _write_shards(trainer: Trainer, writer: Writer) -> None:
+def _write_shards(trainer: Trainer, writer: Writer, hand_over: HandOver | None) -> None:
     for weights in trainer.weights:
         tensors, described = _shard(weights)
         if weights.shard == weights.worker.place:
-            writer.tensors(shard_name(*weights.worker.place), tensors)
-            writer.json(shard_name(*weights.worker.place), described)
+            replica, stage = weights.worker.place
+            for number in [replica] if hand_over is None else hand_over.numbers(replica):
+                writer.tensors(shard_name(number, stage), tensors)
+                writer.json(shard_name(number, stage), described)
 
 
-def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
+def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook, hand_over: HandOver | None) -> None:
+    rule, changed = trainer.consensus, {}
+    if hand_over is not None:
+        rule, changed = hand_over.rule, {"replicas": hand_over.replicas}
     chain, first = trainer.chains[0], trainer.weights[0].store
     if chain.like is not None:
         writer.tensors("example", {"like": chain.like})
@@ -122,11 +151,11 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook) -> None:
             "recipe": chain.recipe,
             "stages": len(chain),
             "credit": describe_method(trainer.credit),
-            "consensus": describe_method(trainer.consensus),
+            "consensus": describe_method(rule),
             "mitigation": None if trainer.mitigation is None else describe_method(trainer.mitigation),
             "optimizer": optimizer,
             "schedule": describe_schedule(first.scheduler),
-            "options": {name: getattr(trainer, name) for name in _OPTIONS},
+            "options": {name: getattr(trainer, name) for name in _OPTIONS} | changed,
             "initial": trainer.initial,
             "regularisers": describe_regularisers(trainer.regularisers),
             "progress": {name: getattr(trainer, name) for name in _PROGRESS},

@@ -24,7 +24,7 @@ from .credit.base import Credit as CreditRule
 from .credit.base import refuse_non_finite
 from .data import Domains, as_data
 from .delays import check_delays
-from .errors import InvalidChoice, LostProcess, choose
+from .errors import InvalidChoice, LostPeer, LostProcess, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate, members
 from .fitting import Fitting, Plan
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
@@ -154,6 +154,9 @@ class Trainer:
         self.steps = self.epoch = self.phase = self.batch_in_epoch = 0
         self.elapsed = 0.0
         self.book = EpochBook()
+        self.dealt = (
+            replicas  # batches of a round, where replicas run freely: N at first, though members may be lost or come
+        )
         self.epochs_per_phase: int | None = None
         self.batch_size: int | None = None
         self.sent_before: Counter[str] = Counter()
@@ -286,7 +289,13 @@ class Trainer:
         self._begin_updates()
         tapes = {r: Tape(self._taker(r, take), self.stages) for r in {worker.replica for worker in self.workers}}
         programs = [(w, self._freely(k, tapes[w.replica], stepped)) for k, w in enumerate(self.workers)]
-        self.timeline = self._run(programs)
+        if isinstance(self.world, Distributed):
+            self.world.free_running = True
+        try:
+            self.timeline = self._run(programs)
+        finally:
+            if isinstance(self.world, Distributed):
+                self.world.free_running = False
         self._aligned = True
         self.book.sent_in(self.timeline)
         self.recent.append(self.timeline)
@@ -408,6 +417,8 @@ class Trainer:
                 return self.world.run(programs, charged)
         except LostProcess as lost:
             raise self.located(lost) from lost
+        except LostPeer:
+            raise
         except BaseException:
             for weights in self.weights:
                 weights.forget()

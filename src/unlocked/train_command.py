@@ -17,11 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
-from .callbacks import Callback, TensorBoard
+from .callbacks import Callback, EventLog, TensorBoard
 from .cluster import Cluster, Crew
 from .commands import Train
 from .config import RunConfig, cores, require_at_least, resolve
-from .errors import InvalidChoice, LostProcess
+from .errors import InvalidChoice, LostProcess, MembersChanged
 from .live import LiveTable, in_bytes, in_percent
 from .loop import Interrupted, interrupted
 from .method_names import Method, parse_call
@@ -30,27 +30,60 @@ from .running import JsonLines, is_complete, run
 from .simulation.options import CLUSTER_OPTIONS, described, in_words
 from .worlds import Distributed, InProcess, World
 
+_HOW = (
+    "tensorboard",
+    "json",
+    "device",
+    "world",
+    "reduction",
+    "interface",
+    "stuck_after",
+)  # options that do not say what is trained
 _LAST_RESORT = 8.0  # seconds that a process which knows of a failure has to come to an end by itself
 
 
 def train(command: Train, text: str, console: Console) -> int:
     """Train as the command says; returns the exit code. Raises KeyboardInterrupt (saved) and UnlockedError kinds."""
-    with _world(command) as world:
-        return _train(command, text, world, console if world.crew.chief else Console(quiet=True))
+    cluster = None
+    while True:
+        try:
+            with _world(command, cluster) as world:
+                return _train(command, text, world, console if world.crew.chief else Console(quiet=True))
+        except MembersChanged as change:
+            cluster, folder = change.cluster, Path(change.folder).parent
+            if cluster.chief:
+                _note(folder, change, command.json, console)
+            command = dataclasses.replace(_only_how(command), resume=folder)
+
+
+def _only_how(command: Train) -> Train:
+    """Without the options that say what is trained: those are in the run's folder."""
+    blank = Train()
+    return dataclasses.replace(blank, **{name: getattr(command, name) for name in _HOW})
+
+
+def _note(folder: Path, change: MembersChanged, as_json: bool, console: Console) -> None:
+    """Say who goes on, and write it into the run's records."""
+    EventLog(folder / "events.jsonl").note(change.record)
+    if as_json:
+        print(json.dumps(change.record), flush=True)
+    else:
+        console.print(str(change), highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def _world(command: Train) -> Iterator[World]:
+def _world(command: Train, cluster: Cluster | None = None) -> Iterator[World]:
     if command.world != "distributed":
         yield InProcess()  # a simulated world is made when the run is known
         return
-    cluster = Cluster.join(command.interface, stuck_after=command.stuck_after)
+    if cluster is None:
+        cluster = Cluster.join(command.interface, stuck_after=command.stuck_after)
     cluster.on_failure(lambda sentence: _exit_soon(sentence, command.json))
     try:
         world = Distributed(cluster, reduction=command.reduction)
         try:
             yield world
-        except (KeyboardInterrupt, LostProcess):
+        except (KeyboardInterrupt, LostProcess, MembersChanged):
             raise
         except BaseException as error:
             cluster.fail(error)
@@ -144,7 +177,7 @@ def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
     folder = command.resume
     assert folder is not None
     config = read_config(folder)
-    free = ("run", "resume", "recut", "tensorboard", "json", "device", "world", "reduction", "interface", "stuck_after")
+    free = ("run", "resume", "recut", *_HOW)
     saved = {**dict.fromkeys(CLUSTER_OPTIONS), **(config.cluster or {}), **config.to_json()}
     for field in dataclasses.fields(Train):
         given = getattr(command, field.name)

@@ -43,6 +43,11 @@ class Alone:
         """Whether somebody has wished to stop."""
         return self._wished is not None
 
+    @property
+    def changing(self) -> bool:
+        """Never."""
+        return False
+
     def pool(self, begin: int, end: int, size: int) -> Pool:
         """For the workers of this process."""
         return LocalPool(begin, end, size)

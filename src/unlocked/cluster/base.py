@@ -45,6 +45,10 @@ class Crew(Protocol):
     def stopping(self) -> bool:
         """Whether somebody has wished to stop."""
 
+    @property
+    def changing(self) -> bool:
+        """Whether members are lost or want to join, so that all should come to a roll call soon."""
+
     def pool(self, begin: int, end: int, size: int) -> Pool:
         """The batches `begin` … `end` − 1 for all of them to take from, `size` to a round."""
 

@@ -17,6 +17,7 @@ from ..pool import Pool
 from .agreement import Agreement
 from .base import Wish
 from .clock import clock_offset
+from .elastic import Members, Succession
 from .heartbeat import Heartbeat, Vitals, name_of, report
 from .network import Interface, interface_to
 from .pool import SharedPool
@@ -39,6 +40,8 @@ class Cluster:
         self.rank, self.size = seat.rank, seat.size
         self._host = host  # keeps the store alive where this process has to be its host
         self._shares = self._worlds = self._pools = 0
+        self.elastic: Members | None = None
+        self._numbers: list[int] | None = None
         self.failure: str | None = None
         self.vitals = Vitals()
         self._heartbeat: Heartbeat | None = None
@@ -59,12 +62,14 @@ class Cluster:
         seat: Seat | None = None,
         join_within: float = JOIN_WITHIN,
         stuck_after: float = STUCK_AFTER,
+        numbers: list[int] | None = None,
     ) -> Cluster:
         """Come together with the other processes of this run, as the starter's environment (or `seat`) says.
 
         Args:
             interface: name or address of the network interface to use; None: that of the route to the rendezvous host.
             join_within: seconds to wait for the others. stuck_after: seconds of silence after which one counts as stuck.
+            numbers: of the members, where these have changed (elastic.py).
 
         Raises CannotJoin: not started as one of several, no rendezvous, somebody missing, counts or versions that differ.
         """
@@ -75,6 +80,7 @@ class Cluster:
         store = host if host is not None else open_store(seat, join_within)
         take_seat(store, seat, join_within)
         cluster = cls(seat, store, host, chosen)
+        cluster._numbers = numbers
         cluster._start_heartbeat(stuck_after)
         return cluster
 
@@ -125,6 +131,38 @@ class Cluster:
         """How many worlds were made on this cluster before: alike on all processes, for names that are used once."""
         self._worlds += 1
         return self._worlds - 1
+
+    # ---- members that may be lost, and come ----------------------------------------------------------------------------
+
+    def be_elastic(self, run: dict[str, Any]) -> Members:
+        """From now on the loss of another process is no failure: it is told to `Members.on_loss`, and there are roll calls. All
+        processes call it. `run`: what one that wants to join is told."""
+        if self.elastic is None:
+            assert self._heartbeat is not None
+            numbers = self._numbers or list(range(self.size))
+            store = open_store(self.seat, JOIN_WITHIN, prefix=self.seat.base)
+            self.elastic = Members(self.seat, store, numbers)
+            if self.chief:
+                self.elastic.publish(run)
+            self.barrier()
+            self._heartbeat.elastic = self.elastic
+        return self.elastic
+
+    def roll_call(self, said: Any, left: bool = False) -> Succession:
+        """See `Members.roll_call`."""
+        assert self.elastic is not None
+        return self.elastic.roll_call(said, left=left, failed=lambda: self.failure)
+
+    def next_generation(self, succession: Succession) -> Cluster:
+        """The cluster of those who go on. This one is left behind; it is not to be closed."""
+        assert self._heartbeat is not None
+        self.failure = "The members of this run have changed."
+        stuck_after = self._heartbeat.stuck_after
+        self._heartbeat.stop()
+        self._heartbeat = None
+        return Cluster.join(
+            self.interface.name, seat=succession.seat, stuck_after=stuck_after, numbers=succession.numbers
+        )
 
     # ---- agreeing --------------------------------------------------------------------------------------------------
 
@@ -191,6 +229,11 @@ class Cluster:
         """Whether somebody has wished to stop, as far as is known here."""
         return self._agreement.stopped_by is not None
 
+    @property
+    def changing(self) -> bool:
+        """Whether members are lost or want to join, as far as is known here."""
+        return self.elastic is not None and (bool(self.elastic.lost) or self.elastic.knocked)
+
     def pool(self, begin: int, end: int, size: int) -> Pool:
         """The batches `begin` … `end` − 1 for all processes to take from, `size` to a round."""
         self._pools += 1
@@ -219,11 +262,13 @@ class Cluster:
         """Raises LostProcess if something is known to have gone wrong."""
         if self.failure is not None:
             raise LostProcess(self.failure)
+        if self.elastic is not None and self.elastic.lost:
+            raise LostProcess(next(iter(self.elastic.lost.values())))
 
     def suspect(self, rank: int, how: str) -> None:
         """For links: the connection to this rank broke."""
         if self._heartbeat is not None:
-            self._heartbeat.suspect(f"{self.name(rank)} is gone: {how}.")
+            self._heartbeat.suspect(rank, f"{self.name(rank)} is gone: {how}.")
 
     def fail(self, error: BaseException | str) -> None:
         """Tell the others that this process cannot go on, and why; a sentence is told as it is."""

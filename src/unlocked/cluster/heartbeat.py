@@ -18,8 +18,10 @@ import torch.distributed as dist
 
 from .agreement import Agreement
 from .base import Wish
+from .elastic import Members
 
 BEAT = 0.5  # seconds between two signs of life
+_DEAD_AFTER = 3.0  # seconds of silence of one to whom a connection broke
 _DEADLOCK_AFTER = 6  # beats in which nothing at all happened
 
 
@@ -57,12 +59,14 @@ class Heartbeat:
         on_failure: Callable[[str], None],
     ) -> None:
         self._store, self._rank, self._members, self._agreement = store, rank, members, agreement
-        self._vitals, self._stuck_after, self._on_failure = vitals, stuck_after, on_failure
+        self._vitals, self.stuck_after, self._on_failure = vitals, stuck_after, on_failure
         self._count = self._still = 0
         self._heard: list[tuple[dict[str, Any], float]] = []
         self._wish: Wish | None = None
         self._proposed = self._settled = False
         self._suspects: list[str] = []
+        self.elastic: Members | None = None  # where the others can do without one that is lost
+        self._broken: dict[int, tuple[str, float]] = {}  # to whom a connection broke, how, and when
         self._wake, self._end = threading.Event(), False
         self._say()
         self._thread = threading.Thread(target=self._live, name="unlocked heartbeat", daemon=True)
@@ -77,8 +81,12 @@ class Heartbeat:
         """Note a wish to stop; nothing here may wait for a lock, as a signal handler calls it."""
         self._wish = kind
 
-    def suspect(self, sentence: str) -> None:
+    def suspect(self, rank: int, sentence: str) -> None:
         """A connection broke. Whoever knows better why (the launcher, the process itself) has half a second to say so."""
+        if self.elastic is not None:
+            self._broken.setdefault(rank, (sentence, time.monotonic()))
+            self.elastic.lose(rank, sentence)
+            return
         self._suspects.append(sentence)
         self._wake.set()
 
@@ -101,6 +109,8 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self._say()
+        if self.elastic is not None:
+            self.elastic.look()
         sentence = self._reported() or self._listen() or self._suspected()
         if sentence is not None:
             self._end = True
@@ -131,17 +141,32 @@ class Heartbeat:
             said, when = self._heard[rank]
             if beat["n"] != said.get("n") or beat["bye"]:
                 self._heard[rank] = (beat, now)
-            elif rank != self._rank and now - when > self._stuck_after:
+            elif self.elastic is not None:
+                self._bury(self.elastic, rank, now - when)
+            elif rank != self._rank and now - when > self.stuck_after:
                 sentence = f"has given no sign of life for {now - when:.0f} s; it is stuck, suspended, or cut off."
                 return report(self._store, rank, f"{name_of(self._members, rank)} {sentence}")
         return self._deadlock(before)
+
+    def _is_lost(self, rank: int) -> bool:
+        return self.elastic is not None and rank in self.elastic.lost
+
+    def _bury(self, members: Members, rank: int, silent: float) -> None:
+        """A rank that has been silent for so many seconds is dead for all; sooner if a connection to it broke."""
+        how, _ = self._broken.get(rank, (None, 0.0))
+        if silent > self.stuck_after:
+            how = f"{name_of(self._members, rank)} has given no sign of life for {silent:.0f} s."
+        elif how is None or silent < _DEAD_AFTER:
+            return
+        if rank != self._rank:
+            members.bury(rank, how)
 
     def _deadlock(self, before: list[Any]) -> str | None:
         """All wait, nothing that could help is under way, and nothing has changed for some beats: nobody will ever go on."""
         states = [beat["state"] for beat, _ in self._heard if beat]
         still = states == before and all(state[0] for state in states)
         self._still = self._still + 1 if still and not _under_way(states) else 0
-        if self._still < _DEADLOCK_AFTER:
+        if self._still < _DEADLOCK_AFTER or (self.elastic is not None and self.elastic.lost):
             return None
         waits = "; ".join(f"on process {rank} {beat['words']}" for rank, (beat, _) in enumerate(self._heard))
         return report(self._store, self._rank, f"No worker can go on: {waits}.")
@@ -165,7 +190,7 @@ class Heartbeat:
             self._store.set(f"stop/entered/{self._rank}", str(self._agreement.propose(kind)))
             self._proposed = True
         if self._proposed and not self._settled:
-            keys = [f"stop/entered/{rank}" for rank in range(len(self._members))]
+            keys = [f"stop/entered/{rank}" for rank in range(len(self._members)) if not self._is_lost(rank)]
             if self._store.check(keys):
                 self._agreement.settle(max(int(step) for step in self._store.multi_get(keys)))
                 self._settled = True

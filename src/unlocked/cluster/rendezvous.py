@@ -31,11 +31,17 @@ class Seat(NamedTuple):
     port: int
     hosted: bool  # by the starter; else rank 0 must
     attempt: int
+    generation: int = 0  # of members, where these may change (elastic.py)
+
+    @property
+    def base(self) -> str:
+        """Under which the keys are that all generations of this attempt share."""
+        return f"generation-{self.attempt}/"
 
     @property
     def prefix(self) -> str:
-        """Under which this attempt's keys are."""
-        return f"generation-{self.attempt}/"
+        """Under which this attempt's, and this generation's, keys are."""
+        return self.base if self.generation == 0 else f"{self.base}{self.generation}/"
 
 
 def read_seat(environment: Mapping[str, str] | None = None) -> Seat:
@@ -60,8 +66,9 @@ def read_seat(environment: Mapping[str, str] | None = None) -> Seat:
     return Seat(rank, size, given["MASTER_ADDR"], port, hosted, attempt)
 
 
-def open_store(seat: Seat, seconds: float, host_it: bool = False) -> dist.Store:
-    """Connect to the store; `host_it`: be its host. Raises CannotJoin if nobody answers or the port is taken."""
+def open_store(seat: Seat, seconds: float, host_it: bool = False, prefix: str | None = None) -> dist.Store:
+    """Connect to the store; `host_it`: be its host; `prefix`: of the keys, if not the seat's. Raises CannotJoin if nobody answers
+    or the port is taken."""
     where = f"{seat.host}:{seat.port}"
     try:
         store = dist.TCPStore(
@@ -76,7 +83,7 @@ def open_store(seat: Seat, seconds: float, host_it: bool = False) -> dist.Store:
             f"Nobody answers at the rendezvous {where} within {seconds:.0f} s. Is the launcher running there, is the "
             "address right, and is the port open? ('unlocked doctor' looks into it.)"
         ) from error
-    return dist.PrefixStore(seat.prefix, store)
+    return dist.PrefixStore(seat.prefix if prefix is None else prefix, store)
 
 
 def take_seat(store: dist.Store, seat: Seat, seconds: float) -> None:

@@ -55,8 +55,15 @@ class Graph:
         """
         if n < 1:
             raise InvalidChoice(f"A graph of {n} nodes is not possible; give at least 1.")
-        pairs = np.array(list(edges), dtype=np.int64).reshape(-1, 2)
-        values = np.broadcast_to(np.asarray(rates, dtype=np.float64), (len(pairs),)).copy()
+        rows = [tuple(edge) for edge in edges]
+        if not all(len(row) == 2 and all(node == int(node) for node in row) for row in rows):
+            raise InvalidChoice("An edge is a pair (i, j) of the numbers of two nodes; give the rates apart.")
+        pairs, given = np.array(rows, dtype=np.int64).reshape(-1, 2), np.asarray(rates, dtype=np.float64)
+        if given.ndim and given.shape != (len(pairs),):
+            raise InvalidChoice(
+                f"There are {len(pairs)} edges but rates of the shape {given.shape}; give one rate, or one for each edge."
+            )
+        values = np.broadcast_to(given, (len(pairs),)).copy()
         _check(n, pairs, values)
         pairs = np.sort(pairs, axis=1)
         order = np.lexsort((pairs[:, 1], pairs[:, 0]))
@@ -124,7 +131,7 @@ class Graph:
     @property
     def connected(self) -> bool:
         """Whether every node can be reached from every other."""
-        return self.components().max(initial=0) == 0
+        return bool(self.components().max(initial=0) == 0)
 
     def components(self) -> Integers:
         """(n,): the number of the part each node is in."""
@@ -158,6 +165,8 @@ class Graph:
 
     def at(self, exchanges: float) -> Graph:
         """Scaled so that a node takes part in so many exchanges per unit of time, on average: Tr Λ = n · exchanges."""
+        if not len(self):
+            raise InvalidChoice("A graph without edges has no rates to scale; give it an edge.")
         return self.scaled(exchanges * self.n / self.trace)
 
     def without(self, gone: Collection[int]) -> Graph:

@@ -19,6 +19,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from ..cluster.elastic import bury
 from ..cluster.heartbeat import report
 from ..cluster.rendezvous import Seat
 from .children import Asked, Child, Ended, Event, Said
@@ -81,6 +82,7 @@ class Supervisor:
     def attempt(self, arguments: Sequence[str], number: int) -> int:
         """Start all children, wait until all have ended, and return the exit code; `number` counts attempts from 0."""
         self._voices, self._failure, self._deadlines = Voices(self._plan.as_json), None, []
+        self._buried: set[int] = set()  # children that died, and the others go on
         self._killing = False
         self._seat = Seat(0, self._plan.processes, HOST, self._port, True, number)
         self._children = []
@@ -142,6 +144,9 @@ class Supervisor:
         self._voices.ended(child.rank, now)
         if code == 0 or self._failure is not None or self._killing or self._obeyed(code):
             return
+        if code < 0 and self._is_elastic():
+            self._bury(child, code, now)
+            return
         self._failure = child.rank
         reason = self._voices.reason(child.rank)
         sentence = self._tell_survivors(child.rank, _how_it_ended(child, code, reason))
@@ -152,6 +157,21 @@ class Supervisor:
             (now + self._plan.grace, lambda: self._send_all(signal.SIGTERM)),
             (now + self._plan.grace + _KILL_AFTER, self._kill_all),
         ]
+
+    def _registry(self) -> dist.Store:
+        return dist.PrefixStore(self._seat.base, self._store)
+
+    def _is_elastic(self) -> bool:
+        """Whether the others can go on without one, and there are others."""
+        others = any(child.code is None for child in self._children)
+        return others and self._registry().check(["elastic/run"])
+
+    def _bury(self, child: Child, code: int, now: float) -> None:
+        """The others go on without this one."""
+        sentence = _how_it_ended(child, code, None)
+        bury(self._registry(), child.rank, sentence)
+        self._buried.add(child.rank)
+        self._voices.announce(sentence + " The others go on without it.", None, now)
 
     def _obeyed(self, code: int) -> bool:
         """Whether this is how a child ends that was asked to."""
@@ -197,7 +217,9 @@ class Supervisor:
     def _code(self) -> int:
         if signal.SIGINT in self._signals:
             return _INTERRUPTED
-        codes = [child.code or 0 for child in self._children]
+        codes = [child.code or 0 for child in self._children if child.rank not in self._buried]
+        if self._failure is not None:
+            codes = [child.code or 0 for child in self._children]
         first = codes[self._failure] if self._failure is not None else next((code for code in codes if code), 0)
         return 128 - first if first < 0 else first
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch.distributed as dist
 
@@ -76,6 +76,13 @@ class Spawned:
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._task.__await__()
+
+
+class Loss(NamedTuple):
+    """A process is lost to this one, and the run may go on without it."""
+
+    rank: int
+    sentence: str
 
 
 class Threaded:
@@ -170,7 +177,9 @@ class SideThread(Wired):
         """False: it is over."""
         if event is END:
             return False
-        if isinstance(event, Threaded):
+        if isinstance(event, Loss):
+            self.lose(event.rank)
+        elif isinstance(event, Threaded):
             self._timeline = event.timeline
             self._scheduler.start([(event.worker, self._to_the_end(event))])
         elif event is not None:

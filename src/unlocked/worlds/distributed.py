@@ -26,14 +26,15 @@ from torch import Tensor
 
 from ..chain import Chain
 from ..cluster import Cluster
-from ..errors import InvalidChoice, LostProcess, UnlockedError, choose
+from ..cluster.elastic import Members
+from ..errors import InvalidChoice, LostPeer, LostProcess, UnlockedError, choose
 from ..rng import seed_of
 from ..timeline import Timeline
 from ..worker import Beside, Place, Worker
 from . import exchange
 from .backend import Reduced
 from .base import Program
-from .beside import SideThread, Threaded
+from .beside import Loss, SideThread, Threaded
 from .local import sizes
 from .placement import placement
 from .wired import Wired
@@ -73,6 +74,7 @@ class Distributed(Wired):
         self.waits, self._waiting_lock = False, threading.Lock()
         self._side = SideThread(self)
         self._running = False  # inside `run`
+        self.free_running = False  # whether programs can do without a process that is lost
         self.crew.on_failure(self.events.put)
         self.crew.on_failure(self._abandon)
 
@@ -141,7 +143,7 @@ class Distributed(Wired):
                 self._handle(self._wait_for_event())
                 self._scheduler.run_ready()
             self._side.refuse_running()
-        except LostProcess:
+        except (LostProcess, LostPeer):
             raise
         except RuntimeError as error:
             # torch only says that a connection broke
@@ -180,6 +182,20 @@ class Distributed(Wired):
             print(f"error: {sentence}", file=sys.stderr, flush=True)
             os._exit(1)
 
+    def be_elastic(self, members: Members) -> None:
+        """The loss of a process is an event, not a failure."""
+        members.on_loss(self._lost)
+
+    def _lost(self, rank: int, sentence: str) -> None:
+        """On some thread."""
+        self.wiring.side_events.put(Loss(rank, sentence))
+        self.events.put(Loss(rank, sentence))
+
+    def leave(self) -> None:
+        """Close without the others, who are on their way to the next generation."""
+        self.crew.failure = self.crew.failure or "The members of this run have changed."
+        self.close()
+
     @property
     def window(self) -> int:
         """How many have been run."""
@@ -215,6 +231,10 @@ class Distributed(Wired):
         """A message has arrived, something was sent (None), a program beside is over, or a process is lost (a sentence)."""
         if isinstance(event, str):
             raise LostProcess(event)
+        if isinstance(event, Loss):
+            if not self.free_running:
+                raise LostProcess(event.sentence)
+            return
         if isinstance(event, Threaded):
             if event.error is not None:
                 raise event.error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnlockedError
+from ..errors import LostPeer, UnlockedError
 from ..timeline import Act, Timeline
 from ..worker import Place, Worker
 from .scheduler import Scheduler, Wait
@@ -32,6 +32,7 @@ class LocalWorkers:
         self._timeline = Timeline()
         self.crossing: frozenset[str] = frozenset()
         self._first: dict[str, float] = {}
+        self._gone: set[Place] = set()  # workers from whom no message will come
 
     def _deliver(self, key: Key, x: Any) -> None:
         """Put into the mailbox; wakes a worker that waits for it."""
@@ -42,8 +43,17 @@ class LocalWorkers:
         """The oldest message; waits while there is none."""
         box = self._boxes[key]
         while not box:
+            if key[0] in self._gone:
+                raise LostPeer(f"{key[0]} is gone.")
             await Wait(key, lambda: f"channel {key[2]!r} from {key[0]}")
         return box.popleft()
+
+    def _lose(self, places: Collection[Place]) -> None:
+        """Whoever waits for a message of these workers is told that none will come."""
+        self._gone |= set(places)
+        for key in self._scheduler.keys():
+            if isinstance(key, tuple) and key[0] in self._gone:
+                self._scheduler.wake(key)
 
     async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
         """Compute now."""

@@ -106,6 +106,10 @@ class Scheduler:
         for running, _ in self._waiting.pop(key, ()):
             self._ready.appendleft(running)
 
+    def keys(self) -> list[Hashable]:
+        """What somebody waits for."""
+        return list(self._waiting)
+
     @property
     def idle(self) -> bool:
         """Nobody is ready and nobody waits."""

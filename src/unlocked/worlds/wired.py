@@ -115,6 +115,10 @@ class Wired(LocalWorkers):
         self.record(here, "M", channel, size, None, begin, waited=True, wire=member.wire)
         return part
 
+    def lose(self, rank: int) -> None:
+        """A process is lost, and the run goes on without it."""
+        self._lose([place for place, owner in self._ranks.items() if owner == rank])
+
     # ---- messages --------------------------------------------------------------------------------------------------
 
     def _put(self, here: Worker, there: Place, channel: str, x: Tensor) -> int:
@@ -122,6 +126,8 @@ class Wired(LocalWorkers):
         key, rank = (here.place, there, self.channel(channel)), self._ranks[there]
         if rank == self.crew.rank:
             self._deliver(key, x)
+            return 0
+        if there in self._gone:
             return 0
         return self.wiring.put(key, rank, x, self.window)
 

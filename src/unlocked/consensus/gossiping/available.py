@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -251,17 +251,28 @@ class Available(Gossiped):
 
     async def settle(self) -> None:
         """All flow to a common moment, and agree how long a gradient takes; the weights are then what is trained."""
-        if not self._begun:
-            return
-        mine = torch.tensor([self._time(), self._seconds or 0.0], dtype=torch.float64)
+        mine = torch.tensor([self.moment, self._seconds or 0.0], dtype=torch.float64)
         rows = torch.stack(await self.worker.replicas.gather("gossip/times", mine))
         known = rows[:, 1][rows[:, 1] > 0]
-        self.copies.flow(float(rows[:, 0].max()))
-        put(self.copies.x, self.averaged)
-        self.copies.time, self._windows = 0.0, self._windows + 1
-        self._begun = False
+        self.end_window(float(rows[:, 0].max()))
         if len(known):
             self._unit = float(known.mean())
+
+    @property
+    def moment(self) -> float:
+        """Where this worker is in its window; 0 between two."""
+        return self._time() if self._begun else 0.0
+
+    def end_window(self, time: float) -> None:
+        """Flow to a moment; the weights are then what is trained."""
+        if self._begun:
+            self.copies.flow(time)
+            put(self.copies.x, self.averaged)
+            self.copies.time, self._windows, self._begun = 0.0, self._windows + 1, False
+
+    def renumber(self, former: Sequence[int]) -> None:
+        """The replicas that were these go on, in this order."""
+        self.exchanges = {former.index(j): count for j, count in self.exchanges.items() if j in former}
 
     def forget(self) -> None:
         super().forget()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 from ...errors import InvalidChoice, choose
 from ...graphs import Graph
@@ -81,6 +82,30 @@ class OnGraph(Consensus):
             raise InvalidChoice(
                 f"graph={self.graph!r} is not possible; give a name such as 'ring', a tuple of edges (i, j), or a Graph."
             )
+
+    def among(self, former: Sequence[int], joined: int, replicas: int) -> Self:
+        """The rule of those who go on: of the N replicas the `former` ones, in this order, and so many that join.
+
+        A graph with a name is made for the new number of them, or a ring where that is not possible. Of one given by its
+        edges those between the former ones are left; who joins, or would be cut off, gets edges to its neighbours on a ring.
+        """
+        count = len(former) + joined
+        if isinstance(self.graph, str):
+            try:
+                build(self.graph, count, "uniform", 1.0)
+            except InvalidChoice:
+                return replace(self, graph="ring" if count > 2 else "complete", rates="uniform")
+            return self
+        kept = self.graph_of(replicas).among(former)
+        made = Graph.make(count, kept.edges, kept.rates) if len(kept) else Graph.make(count, [], [])
+        if joined or not made.connected:
+            usual = float(kept.rates.mean()) if len(kept) else 1.0
+            around = {(min(k, (k + 1) % count), max(k, (k + 1) % count)) for k in range(count)} if count > 1 else set()
+            new = sorted(edge for edge in around if edge[0] != edge[1] and not made.rate(*edge))
+            if made.connected:
+                new = [edge for edge in new if max(edge) >= len(former)]
+            made = Graph.make(count, [*made.edges.tolist(), *new], [*made.rates.tolist(), *[usual] * len(new)])
+        return replace(self, graph=tuple(made.pairs()), rates="given")
 
     def graph_of(self, replicas: int) -> Graph:
         """The graph of N replicas, its rates per gradient. Raises InvalidChoice."""

@@ -12,7 +12,7 @@ times √(2χ₁*χ₂*): in total √(2χ₁χ₂) communications per gradient 
 Source: Nabli & Oyallon (2023); the constants are those of the authors' experiments. Theorem 5.3.1 of Oyallon says only that
 some exist; at 2χ₁χ₂ = 1 its bound is C ‖x_0 − x*‖² e^{−t √(μ/L)/16} with our χ₂, and √2 slower in the exponent with Eq. 5.10's,
 which lacks the ½. `bound` is the sharper of the two. The exact second moments (`moments`) say: for these constants it holds, by
-a factor of 2 in the exponent; at half of the least rates they diverge; above the least rates nothing gets faster. So the
+a factor of 2 in the exponent; at 0.7 of the least rates they diverge; above the least rates nothing gets faster. So the
 theorem's ∝ 1/√(χ₁χ₂) is not for 2χ₁χ₂ < 1: read literally it would promise any speed at one gradient per unit of time.
 """
 

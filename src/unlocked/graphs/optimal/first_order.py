@@ -10,8 +10,8 @@ edges, over the rows of C) become p-norms:
 The first two terms are convex, and so is the set γ_p ≤ 1: where the gradient is 0 is the minimum, and there are no others.
 Φ_p is above log fγ by at most (log n + log |E| + 2 log m)/2p. It is minimised by L-BFGS-B over x = log(λ + ε) ≥ log ε, for
 p = 4, 8, 16, …, each from where the last ended. The error falls with 1/p, so 2 λ(2p) − λ(p) is much better than either: it is
-tried, too. The p-norms' weights are the w and V of a bound from below (certificate.py), which says when to stop. The first point
-is uniform rates: where these are optimal, as on edge-transitive graphs, nothing else is tried.
+tried, too. The p-norms' weights are the w and V of a bound from below (certificate.py), which says when to stop. The first
+point is uniform rates: where these are optimal, as on edge-transitive graphs, nothing else is tried.
 
 An evaluation is an eigendecomposition and three products of n × n matrices: time grows with n³, memory with n².
 """

@@ -15,7 +15,8 @@ Solved here is an equal program that is smaller. On the space orthogonal to 1, w
     [[QᵀΛQ, uI], [uI, Y]] ⪰ 0,   t₁ ≥ ½ (Qᵀq_e)ᵀ Y (Qᵀq_e)    one block of 2(n − 1) for all edges: Y ⪰ u² (QᵀΛQ)⁻¹
     QᵀΛQ ⪰ σ I,   t₂ ≥ 1/σ
 
-u ≥ 1 holds by itself with the ½, so it is left out: where it binds it costs digits.
+u ≥ 1 holds by itself with the ½, so it is left out: where it just binds it costs digits. (With u free the rates would be the
+same without the ½, too.)
 
 Time grows with n⁶ and memory with n⁴: for n < 64 at most.
 """
