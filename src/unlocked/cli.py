@@ -27,6 +27,7 @@ from .commands import (
     Compare,
     Doctor,
     Graph,
+    Join,
     Launch,
     Methods,
     Plan,
@@ -163,6 +164,10 @@ def _run(command: Any, text: str, launched: list[str]) -> int:
         from .soup_command import soup
 
         return soup(command, _console())
+    if isinstance(command, Join):
+        from .join_command import join
+
+        return join(command, _console())
     if isinstance(command, Graph):
         from .graph_command import graph
 

@@ -240,6 +240,24 @@ class Timeline(NetworkOptions, ClusterOptions):
 
 
 @dataclass(frozen=True)
+class Join:
+    """Join a run of replicas that run freely (gossip, acid with pairing=available): one more of them, on this machine."""
+
+    address: tyro.conf.Positional[str]
+    """HOST:PORT, as the run printed it when it began."""
+    wait: float = 600.0
+    """Seconds to wait to be let in."""
+    device: str = "auto"
+    """Where to train; auto: cuda if there is one, else cpu."""
+    interface: str | None = None
+    """Network interface, by name or address; None: that of the route to HOST."""
+    stuck_after: float = 30.0
+    """Seconds of silence after which another process counts as stuck."""
+    json: bool = False
+    """Print lines of JSON."""
+
+
+@dataclass(frozen=True)
 class Graph:
     """Print how fast a graph of workers mixes, what the four kinds of gossip need on it, its optimal rates; and draw it."""
 
@@ -355,6 +373,7 @@ COMMANDS: dict[str, Any] = {
     "export": Export,
     "soup": Soup,
     "graph": Graph,
+    "join": Join,
     "calibrate": Calibrate,
     "doctor": Doctor,
 }

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def is_elastic(trainer: Trainer, folder: Any) -> bool:
-    """Whether others can go on if a process of this run is lost: replicas that run freely, each on a process of its own, a store
-    that belongs to none of them, and a folder to save to."""
+    """Whether others can go on if a process of this run is lost: replicas that run freely, each on a process of its own, a
+    store that belongs to none of them, and a folder to save to."""
     world = trainer.world
     if not (isinstance(world, Distributed) and trainer.consensus.free and folder is not None):
         return False
@@ -64,11 +64,12 @@ def _hand_over(trainer: Trainer, folder: Path, succession: Succession) -> Member
     before = trainer.replicas
     for j, weights in enumerate(mine):
         weights.end_window(max(said[j] for said in succession.said))
+    cluster, succession = world.crew.next_generation(succession)
+    world.leave()
+    for weights in mine:
         weights.renumber(succession.survivors)
     new = rule.among(succession.survivors, succession.joined, before)
     graphs = rule.graph_of(before), new.graph_of(len(succession.numbers))
-    cluster = world.crew.next_generation(succession)
-    world.leave()
     save_state(trainer, folder, HandOver(cluster, succession.survivors, succession.joined, new))
     record = _record(trainer, succession, before, *graphs)
     return MembersChanged(_sentence(record), cluster, folder, record)

@@ -113,6 +113,15 @@ def save_state(trainer: Trainer, path: str | Path, hand_over: HandOver | None = 
         return Path(crew.broadcast())
 
 
+def receive_hand_over(crew: Crew) -> Path:
+    """What one that joins does while the others save what it goes on from: their calls, in their order."""
+    crew.share(dataclasses.asdict(EpochBook()))
+    crew.broadcast()
+    crew.share(True)
+    crew.barrier()
+    return Path(crew.broadcast())
+
+
 def _agree_on_folder(crew: Crew, writer: Writer, path: str | Path) -> None:
     """Raises BadCheckpoint if some process does not see the folder the chief has made."""
     blind = [str(rank) for rank, there in enumerate(crew.share(writer.there)) if not there]

@@ -240,8 +240,8 @@ class Trainer:
         """
         if self.consensus.free:
             raise InvalidChoice(
-                f"Under {self.consensus!r} replicas take their batches themselves, so there is no step of all; call fit, or take "
-                "pairing='clocks'."
+                f"Under {self.consensus!r} replicas take their batches themselves, so there is no step of all; call fit, or "
+                "take pairing='clocks'."
             )
         shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
         if self.credit.crossing:  # what is in flight must not change if the caller fills the same tensor again

@@ -42,9 +42,12 @@ _HOW = (
 _LAST_RESORT = 8.0  # seconds that a process which knows of a failure has to come to an end by itself
 
 
-def train(command: Train, text: str, console: Console) -> int:
-    """Train as the command says; returns the exit code. Raises KeyboardInterrupt (saved) and UnlockedError kinds."""
-    cluster = None
+def train(command: Train, text: str, console: Console, cluster: Cluster | None = None) -> int:
+    """Train as the command says; returns the exit code. Raises KeyboardInterrupt (saved) and UnlockedError kinds.
+
+    cluster: of the processes, if they have come together already. Where members may be lost or come, it goes on with those
+    that are left, from what they have saved.
+    """
     while True:
         try:
             with _world(command, cluster) as world:
@@ -116,6 +119,9 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
         console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
         if isinstance(world, Distributed):
             console.print(_where(world.crew), highlight=False, soft_wrap=True)
+            if "pairing=available" in config.consensus.replace(" ", "") and world.crew.seat.hosted:
+                seat = world.crew.seat
+                console.print(f"Another replica joins with: unlocked join {seat.host}:{seat.port}", highlight=False)
         if config.cluster is not None:
             console.print(in_words(config.cluster), highlight=False, soft_wrap=True)
     callbacks: list[Callback] = []

@@ -24,6 +24,7 @@ from .pool import SharedPool
 from .rendezvous import Seat, describe_self, open_store, read_seat, take_seat
 
 JOIN_WITHIN = 60.0  # seconds
+COME_WITHIN = 20.0  # seconds for the members of a new generation to come together
 STUCK_AFTER = 30.0  # seconds
 
 
@@ -153,16 +154,26 @@ class Cluster:
         assert self.elastic is not None
         return self.elastic.roll_call(said, left=left, failed=lambda: self.failure)
 
-    def next_generation(self, succession: Succession) -> Cluster:
-        """The cluster of those who go on. This one is left behind; it is not to be closed."""
+    def next_generation(self, succession: Succession) -> tuple[Cluster, Succession]:
+        """The cluster of those who go on, and who they are, should somebody have been lost meanwhile. This one is left behind;
+        it is not to be closed."""
         assert self._heartbeat is not None
         self.failure = "The members of this run have changed."
         stuck_after = self._heartbeat.stuck_after
         self._heartbeat.stop()
         self._heartbeat = None
-        return Cluster.join(
-            self.interface.name, seat=succession.seat, stuck_after=stuck_after, numbers=succession.numbers
-        )
+        while True:
+            try:
+                seat, numbers = succession.seat, succession.numbers
+                joined = Cluster.join(
+                    self.interface.name, seat=seat, join_within=COME_WITHIN, stuck_after=stuck_after, numbers=numbers
+                )
+                return joined, succession
+            except (CannotJoin, LostProcess):
+                store = open_store(seat, JOIN_WITHIN, prefix=seat.base)
+                members = Members(seat, store, numbers)
+                members.bury_missing(open_store(seat, JOIN_WITHIN))
+                succession = succession.then(members.roll_call(None, left=True, failed=lambda: None))
 
     # ---- agreeing --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Members of a run that may die and come, where the method can do without them (gossip on a graph).
 
-The processes that train together are a generation: they have ranks 0 … M − 1, a store prefix and links of their own. When one is
-lost, or one knocks, all come to a roll call as soon as they can; who is there makes the next generation.
+The processes that train together are a generation: they have ranks 0 … M − 1, a store prefix and links of their own. When one
+is lost, or one knocks, all come to a roll call as soon as they can; who is there makes the next generation.
 
     number     of a process: the rank in generation 0, or the next free one for whoever joins; never used again
     gone/k     process k is dead, as the launcher or its silence says, with a sentence
@@ -29,8 +29,11 @@ _PAUSE = 0.02  # seconds between two looks at the store
 
 
 class Succession(NamedTuple):
-    """Who goes on: the seat of this process in the next generation, the numbers of its members; the former ranks of those of the last one that are left, in the
-    order of their new ranks; how many joined, who come after them; what everybody said; sentences about the lost."""
+    """Who goes on.
+
+    seat: of this process in the next generation, which has the `numbers` as members: first the `survivors` of this one (their
+    former ranks, in the order of the new ones), then those who `joined` (how many). said: by each survivor. lost: sentences.
+    """
 
     seat: Seat
     numbers: list[int]
@@ -38,6 +41,18 @@ class Succession(NamedTuple):
     joined: int
     said: list[Any]
     lost: list[str]
+
+    def then(self, later: Succession) -> Succession:
+        """This one, and then another, of its members."""
+        count = len(self.survivors)
+        return Succession(
+            later.seat,
+            later.numbers,
+            [self.survivors[k] for k in later.survivors if k < count],
+            sum(k >= count for k in later.survivors) + later.joined,
+            self.said,
+            [*self.lost, *later.lost],
+        )
 
 
 class Members:
@@ -95,10 +110,11 @@ class Members:
                 self.lose(rank, f"Process {rank} waits for the others to make out who is left.")
         self.knocked = bool(self._waiting())
 
-    @property
-    def given_up(self) -> bool:
-        """Whether the others went on without this process."""
-        return self._store.check([f"gone/{self.numbers[self.seat.rank]}"])
+    def bury_missing(self, seats: dist.Store) -> None:
+        """Those who never took their seat in this generation, whose store this is, are dead for all."""
+        for rank, number in enumerate(self.numbers):
+            if not seats.check([f"size/{rank}"]):
+                bury(self._store, number, f"Process {rank} did not come to the others in time.")
 
     def roll_call(self, said: Any, *, left: bool = False, failed: Callable[[], str | None]) -> Succession:
         """Wait until everybody is here or gone; what each has to say (JSON) is told to all.

@@ -67,8 +67,10 @@ def read_seat(environment: Mapping[str, str] | None = None) -> Seat:
 
 
 def open_store(seat: Seat, seconds: float, host_it: bool = False, prefix: str | None = None) -> dist.Store:
-    """Connect to the store; `host_it`: be its host; `prefix`: of the keys, if not the seat's. Raises CannotJoin if nobody answers
-    or the port is taken."""
+    """Connect to the store; `host_it`: be its host; `prefix`: of the keys, if not the seat's.
+
+    Raises CannotJoin if nobody answers or the port is taken.
+    """
     where = f"{seat.host}:{seat.port}"
     try:
         store = dist.TCPStore(

@@ -64,8 +64,8 @@ class Gossip(OnGraph):
         """Raises InvalidChoice: gradients of earlier updates under replicas that run freely."""
         if self.free and credit.crossing:
             raise InvalidChoice(
-                f"{self.name}(pairing='available') goes with rules whose gradients come within a step, but those of {credit.name} "
-                "come later; take pairing='clocks'."
+                f"{self.name}(pairing='available') goes with rules whose gradients come within a step, but those of "
+                f"{credit.name} come later; take pairing='clocks'."
             )
 
     def parameters(self, graph: Graph) -> tuple[float, float]:

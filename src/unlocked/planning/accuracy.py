@@ -228,7 +228,8 @@ ACCURACY: dict[str, Accuracy] = {
     "d-psgd": Accuracy(
         False,
         "averages with all neighbours",
-        "Replicas average with their neighbours after every update. No number was measured here, and none published was checked.",
+        "Replicas average with their neighbours after every update. No number was measured here, and none published was "
+        "checked.",
         "–",
     ),
     "sgp": Accuracy(

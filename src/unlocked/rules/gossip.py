@@ -1,6 +1,7 @@
 """What a worker does with its weights x and their momentum x̃ in A²CiD² (Oyallon Eq. 5.22-5.23; FACTS 2.4).
 
-    between events   (x, x̃) ← (c x + (1−c) x̃,  c x̃ + (1−c) x),   c = (1 + e^{−2ηΔt})/2      the flow of ẋ = η(x̃ − x), x̃̇ = η(x − x̃)
+    between events   (x, x̃) ← (c x + (1−c) x̃,  c x̃ + (1−c) x),   c = (1 + e^{−2ηΔt})/2
+                     the flow of ẋ = η(x̃ − x), x̃̇ = η(x − x̃)
     exchange         m = x_i − x_j;   x_i ← x_i − ½ m,   x̃_i ← x̃_i − α̃ m;   j the opposite
     gradient         x and x̃ get the same displacement
 

@@ -51,7 +51,7 @@ class LocalWorkers:
     def _lose(self, places: Collection[Place]) -> None:
         """Whoever waits for a message of these workers is told that none will come."""
         self._gone |= set(places)
-        for key in self._scheduler.keys():
+        for key in self._scheduler.awaited():
             if isinstance(key, tuple) and key[0] in self._gone:
                 self._scheduler.wake(key)
 

@@ -106,7 +106,7 @@ class Scheduler:
         for running, _ in self._waiting.pop(key, ()):
             self._ready.appendleft(running)
 
-    def keys(self) -> list[Hashable]:
+    def awaited(self) -> list[Hashable]:
         """What somebody waits for."""
         return list(self._waiting)
 

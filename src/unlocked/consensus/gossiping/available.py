@@ -1,15 +1,15 @@
 """Gossip between whoever is free: replicas compute as fast as they can, and no one arranges who meets whom.
 
-After each gradient of replica i, Poisson(Λ_ii/2) exchanges are due to it; for each it asks neighbour j, drawn with λ_ij/Λ_ii, so
-that an edge is used λ_ij times per gradient, from either end. All of it goes on beside the gradients:
+After each gradient of replica i, Poisson(Λ_ii/2) exchanges are due to it; for each it asks neighbour j, drawn with λ_ij/Λ_ii,
+so that an edge is used λ_ij times per gradient, from either end. All of it goes on beside the gradients:
 
-    ask      i → j     if j is free it accepts; if it has asked i at the same time, both take that for a yes; else it refuses, and
-                       i asks another neighbour
+    ask      i → j     if j is free it accepts; if it has asked i at the same time, both take that for a yes; else it refuses,
+                       and i asks another neighbour
     rows     i ↔ j     both send x as it is then, mixed before, and take the difference in (rules/gossip.py)
     over     i → all   i has made its last gradient of the window; it still answers until all others are over
 
-Moments are on one clock for all, in gradients of a usual replica: the exchange is at the moment of the answer, and what is taken
-in later has flowed since. So Σ x and Σ x̃ are conserved once all have flowed to a common moment (`settle`).
+Moments are on one clock for all, in gradients of a usual replica: the exchange is at the moment of the answer, and what is
+taken in later has flowed since. So Σ x and Σ x̃ are conserved once all have flowed to a common moment (`settle`).
 
 Which exchanges take place depends on who is faster: on the simulated clock alike every time, on processes not.
 """

@@ -1,6 +1,6 @@
 """The clocks of the edges, drawn before: every edge (i, j) rings at the moments of a Poisson process of rate λ_ij.
 
-All replicas draw the same from (seed, stage, gradient), so nobody has to tell whom to meet. They meet in the order of the moments, so
+All replicas draw the same from (seed, stage), so nobody has to tell whom to meet. They meet in the order of the moments, so
 nobody waits in a circle: it is the same exchange in every world.
 """
 

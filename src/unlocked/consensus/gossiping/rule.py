@@ -27,8 +27,8 @@ def build(graph: str | Edges, replicas: int, rates: Rates, rate: float) -> Graph
     made = named(graph, replicas) if isinstance(graph, str) else _of_edges(graph, replicas)
     if not made.connected:
         raise InvalidChoice(
-            f"The graph {made.name!r} of {replicas} replicas is not connected, so they would never agree; add an edge between its "
-            "parts."
+            f"The graph {made.name!r} of {replicas} replicas is not connected, so they would never agree; add an edge between "
+            "its parts."
         )
     if rates == "given":
         return made
