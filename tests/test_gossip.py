@@ -382,8 +382,10 @@ def test_after_a_step_that_failed_training_goes_on(rule):
             poisoned(made, k, 2)
         train(made, k, k + 1)
     assert rows(made).isfinite().all()
-    assert len({weights.worker.version for weights in made.weights}) == 1
-    torch.testing.assert_close(rows(made)[:, :42].sum(0), momentum_of(made)[:, :42].sum(0), rtol=0, atol=1e-10)
+    parts = torch.stack([torch.cat([x.detach().reshape(-1) for x in w.averaged]) for w in made.weights[::2]])
+    for stage in (0, 1):
+        assert len({weights.worker.version for weights in made.weights if weights.worker.stage == stage}) == 1
+    torch.testing.assert_close(parts.sum(0), momentum_of(made).sum(0), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["pipedream", "fdg", "backprop"])
@@ -522,20 +524,21 @@ class Rates(torch.optim.SGD):
 
 
 def test_the_schedule_follows_the_rounds_of_all():
-    """Whose batch belongs to round r, steps with the rate of round r, however few steps it has made itself."""
-    rule, rounds = free(Gossip), 30
-    made = session(
-        rule,
+    """Whose batch belongs to round r steps with the rate of round r, however few steps it has made itself."""
+    made, train_set = watched(
+        free(Gossip),
+        on_a_clock(Hardware(speeds=(0.25,))),
+        4 * 4 * 21,
         replicas=4,
-        world=on_a_clock(Hardware(speeds=(0.25,))),
         optimizer=Rates,
         schedule=lambda one: torch.optim.lr_scheduler.LambdaLR(one, lambda k: 1.0 / (1 + k)),
     )
-    made.fit(data(4 * 4 * rounds), 1, batch_size=4)
-    used = sorted(rate for weights in made.weights for rate in weights.store.optimizer.used)
-    expected = sorted([1.0 / (1 + k) for k in range(rounds)] * 4)
-    assert used == pytest.approx(expected)
-    assert made.learning_rates() == [1.0 / (1 + rounds)]
+    made.fit(train_set, 1, batch_size=4)
+    numbers = {tuple(x[:, 0].tolist()): k for k, (x, _) in enumerate(train_set.batches(4, epoch=0, seed=0))}
+    for replica, weights in enumerate(made.weights):
+        rounds = [numbers[tuple(values)] // 4 for who, values in Watch.seen if who == replica]
+        assert [1.0 / (1 + r) for r in rounds] == pytest.approx(weights.store.optimizer.used)
+        assert weights.store.optimizer.param_groups[0]["lr"] == pytest.approx(1.0 / 22)  # as if all had waited
 
 
 def test_edges_are_used_as_often_as_their_rates_say():
@@ -545,14 +548,14 @@ def test_edges_are_used_as_often_as_their_rates_say():
     made = session(
         rule, replicas=5, optimizer=still, model=nn.Sequential(nn.Linear(5, 3)).double(), world=on_a_clock(hardware)
     )
-    made.fit(data(5 * 400), 2, batch_size=1)
+    made.fit(data(2000), 1, batch_size=1)
     done = [weights.worker.version for weights in made.weights]
     web, total = rule.graph_of(5), 0.0
     for i, j, rate in web.pairs():
         expected, count = rate * (done[i] + done[j]) / 2, made.weights[i].exchanges[j]
         assert count == made.weights[j].exchanges[i]
         total += (count - expected) ** 2 / expected
-    assert sum(done) == 4000
+    assert sum(done) == 2000
     assert 1e-3 < chi_square.sf(total, len(web)) < 0.999
 
 
@@ -578,7 +581,7 @@ def test_momentum_speeds_up_the_ring_and_not_the_complete_graph(graph, steps, he
     mean, error = float(np.mean(gains)), float(np.std(gains, ddof=1) / np.sqrt(len(gains)))
     assert error < 0.3
     if helps:
-        assert mean - 3 * error > np.log(3.0)
+        assert mean - 3 * error > np.log(2.0)
     else:
         assert mean - 3 * error < np.log(1.1)
 

@@ -260,5 +260,7 @@ class Fitting:
             "live_peak": live_peak(trainer.memory),
             "learning_rates": trainer.learning_rates(),
         }
+        if (told := trainer.observed()) is not None:
+            record["replicas"] = told
         trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
         return record

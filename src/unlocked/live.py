@@ -84,15 +84,18 @@ class LiveTable(Callback):
         memory, left = in_bytes(record["activation_peak"]), in_time(self._left(record["epoch"]))
         losses, speed = in_losses(record["losses"]), f"{record['samples_per_second']:,.0f}"
         where = f"{record['epoch']}/{self._total}"
+        told = record.get("replicas")
+        apart = "" if told is None else f"{100 * told['distance']:.2g} % from the mean"
         if self._live is None:
             self._console.print(
                 f"epoch {where}  loss {losses}  accuracy {in_percent(accuracy)}  {speed} samples/s  "
-                f"memory {memory}  {left} left",
+                f"memory {memory}  {f'{apart}  ' if apart else ''}{left} left",
                 highlight=False,
                 soft_wrap=True,
             )
             return
-        self._rows.append((where, losses, in_percent(accuracy), speed, memory, left))
+        scored = f"{in_percent(accuracy)}, {apart}" if apart else in_percent(accuracy)
+        self._rows.append((where, losses, scored, speed, memory, left))
         self._draw(self._rows)
 
     def on_stop(self, trainer: Trainer, reason: str) -> None:

@@ -501,6 +501,22 @@ class Trainer:
         )
         return Fitting(self, plan).run()
 
+    def observed(self) -> dict[str, Any] | None:
+        """What the consensus rule tells about its replicas: how far they are from their mean, say. None: nothing.
+
+        On several processes all must call it, and all get it.
+        """
+        if not self.consensus.observes or self.networks == 1:
+            return None
+        self.settle()
+        rows: list[dict[str, Any]] = []
+
+        async def observe(weights: Weights) -> None:
+            rows.append(await weights.observed())
+
+        self._run([(weights.worker, observe(weights)) for weights in self.weights], charged=False)
+        return self.consensus.told([row for part in self.crew.share(rows) for row in part])
+
     def learning_rates(self) -> list[float]:
         """The current learning rate of each stage (of its first replica, first group)."""
         mine = {

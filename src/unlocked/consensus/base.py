@@ -200,7 +200,7 @@ class Weights:
         """Where replicas run freely: after the last of them."""
 
     async def observed(self) -> dict[str, Any]:
-        """Something about the replicas to tell after an epoch (`Consensus.observes`), alike on all of them."""
+        """This worker's part of what there is to tell about the replicas after an epoch (`Consensus.observes`)."""
         return {}
 
     async def end_of_epoch(self) -> None:
@@ -289,6 +289,10 @@ class Consensus(ABC):
 
     def check(self, credit: Any, accumulate: int) -> None:  # noqa: B027
         """Raises InvalidChoice if the rule does not go with this credit rule, or so many micro-batches."""
+
+    def told(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the workers `observed`, in one record."""
+        return {}
 
     def feeds(self, worker: Worker, replicas: int) -> Iterable[int]:
         """The replicas whose data a worker needs."""

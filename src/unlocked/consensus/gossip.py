@@ -22,6 +22,7 @@ from ..graphs import Graph
 from ..worker import Worker
 from .base import Properties, Store, Weights
 from .gossiping.available import Available
+from .gossiping.observing import summary, usage
 from .gossiping.rule import OnGraph
 from .gossiping.weights import Gossiped
 
@@ -51,6 +52,7 @@ class Gossip(OnGraph):
         result="mean of the replicas",
     )
     needs_equal_start: ClassVar[bool] = True
+    observes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +69,10 @@ class Gossip(OnGraph):
                 f"{self.name}(pairing='available') goes with rules whose gradients come within a step, but those of "
                 f"{credit.name} come later; take pairing='clocks'."
             )
+
+    def told(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        replicas = len({row["replica"] for row in rows})
+        return summary(rows) | usage(self.graph_of(replicas), rows)
 
     def parameters(self, graph: Graph) -> tuple[float, float]:
         """(η, α̃) on this graph. Here: no momentum."""

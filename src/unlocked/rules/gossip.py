@@ -15,7 +15,7 @@ import math
 
 from torch import Tensor
 
-from ..graphs import Graph, chi1, chi2
+from ..graphs import Graph
 
 
 def mixed_share(eta: float, passed: float) -> float:
@@ -41,8 +41,10 @@ def meet(x: Tensor, tilde: Tensor | None, difference: Tensor, alpha_tilde: float
 
 
 def acid_parameters(graph: Graph) -> tuple[float, float]:
-    """(η, α̃) = (1/(2√(χ₁χ₂)), ½√(χ₁/χ₂)) of a connected graph, its rates per gradient (FACTS 2.4); χ₁ = χ₂: no acceleration."""
-    first, second = chi1(graph), chi2(graph)
-    if not first:  # a single node
+    """(η, α̃) of a connected graph, its rates per gradient (graphs/gossip/accelerated.py); of a single node (0, ½)."""
+    from ..graphs.gossip.accelerated import Momentum
+
+    if not len(graph):
         return 0.0, 0.5
-    return 0.5 / math.sqrt(first * second), 0.5 * math.sqrt(first / second)
+    momentum = Momentum.of(graph)
+    return momentum.eta, momentum.alpha_tilde

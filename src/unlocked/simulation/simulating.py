@@ -51,6 +51,11 @@ def simulate(
                 f"{part.name} leaves the communicating to PyTorch, so it cannot be simulated; measure it with "
                 "unlocked compare --world distributed."
             )
+    if rule.free:
+        raise InvalidChoice(
+            f"{rule.name}(pairing='available') has no steps that all make, so it cannot be simulated without training; take "
+            "pairing='clocks', or train it: unlocked train --world simulated."
+        )
     world = Simulated(hardware, costs, tensors=False)
     sizes = rule.sizes(replicas, len(costs))
     even = sizes == [replicas] * len(costs)

@@ -44,7 +44,7 @@ _WARM = 2  # gradients before one is measured
 class Available(Gossiped):
     """Exchanges with whoever is free.
 
-    stale: exchanges taken in while a gradient was computed, over all gradients. gone: neighbours that are lost.
+    gone: neighbours that are lost.
     """
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, rule: Gossip, seed: int) -> None:
@@ -52,7 +52,7 @@ class Available(Gossiped):
         self._lock = threading.Lock()  # x and x̃ belong to two threads
         self._unit: float | None = None  # seconds of a gradient of a usual replica
         self._seconds: float | None = None  # of this replica's, a moving mean
-        self._windows = self._due = self._stepped = self.stale = 0
+        self._windows = self._due = self._stepped = 0
         self.gone: set[int] = set()
         self._partner: int | None = None  # whom it has asked, or exchanges with
         self._asked: float | None = None  # when it asked
@@ -283,7 +283,6 @@ class Available(Gossiped):
             "windows": self._windows,
             "due": self._due,
             "draws": self._draws,
-            "stale": self.stale,
             "unit": self._unit,
         }
         return super().carried() | own | {"seconds": self._seconds, "scheduled": self._scheduled}
@@ -291,6 +290,6 @@ class Available(Gossiped):
     def load_carried(self, state: Mapping[str, Any]) -> None:
         super().load_carried(state)
         self._windows, self._due, self._draws = (int(state.get(key, 0)) for key in ("windows", "due", "draws"))
-        self.stale, self._scheduled = int(state.get("stale", 0)), int(state.get("scheduled", 0))
+        self._scheduled = int(state.get("scheduled", 0))
         self._unit, self._seconds = state.get("unit"), state.get("seconds")
         self._met = sum(self.exchanges.values())

@@ -18,6 +18,7 @@ from ...flat import blank, flat
 from ...graphs import Graph
 from ...worker import Worker
 from ..base import Consensus, Store, Weights
+from .observing import distance_to_mean, summary
 
 Rows = list[Tensor]
 
@@ -45,6 +46,10 @@ class Neighbourly(Weights):
     def averages_statistics(self) -> bool:
         return False  # they are exchanged with the weights
 
+    async def observed(self) -> dict[str, Any]:
+        """The distance to the mean."""
+        return await distance_to_mean(self.worker, self.parameters)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synchronous(Consensus):
@@ -62,6 +67,7 @@ class Synchronous(Consensus):
     counts_updates: ClassVar[bool] = True
     planned: ClassVar[bool] = False
     needs_equal_start: ClassVar[bool] = True
+    observes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.graph, Graph):
@@ -74,6 +80,9 @@ class Synchronous(Consensus):
             raise InvalidChoice(
                 f"period={self.period!r} is not possible; give a whole number of updates of at least 1."
             )
+
+    def told(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return summary(rows)
 
     def _edges_of(self, graph: Graph) -> tuple[tuple[float, ...], ...]:
         return tuple(graph.pairs())

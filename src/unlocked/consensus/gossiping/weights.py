@@ -20,6 +20,7 @@ from ...worker import Beside, Worker
 from ..base import Store, Weights
 from .clocks import rings
 from .copies import Copies, Rows
+from .observing import distance_to_mean
 
 if TYPE_CHECKING:
     from ..gossip import Gossip
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Gossiped(Weights):
     """Exchanges at moments drawn before (clocks.py).
 
-    graph: of the replicas. exchanges: how many were made with each neighbour.
+    graph: of the replicas. exchanges: how many were made with each neighbour. stale: those while a gradient was computed.
     """
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, rule: Gossip, seed: int) -> None:
@@ -41,6 +42,7 @@ class Gossiped(Weights):
         self._moved_by_forwards = self.statistics if store.batchnorm == "average" else []
         self.averaged: list[Tensor] = [*self.parameters, *self._moved_by_forwards]
         self.exchanges: dict[int, int] = dict.fromkeys(self.graph.neighbours(worker.replica), 0)
+        self.stale = 0
         self._statistics: list[Tensor] = []  # when the gradient began
         self._going: Beside | None = None
 
@@ -71,6 +73,7 @@ class Gossiped(Weights):
             if self._real:
                 self.copies.meet(mine, theirs, time)
             self.exchanges[neighbour] += 1
+            self.stale += 1
 
     # ---- the update ------------------------------------------------------------------------------------------------
 
@@ -94,6 +97,11 @@ class Gossiped(Weights):
     def averages_statistics(self) -> bool:
         return False  # they are exchanged with the weights
 
+    async def observed(self) -> dict[str, Any]:
+        """The distance to the mean, the exchanges with each neighbour so far, how many came in while a gradient was computed."""
+        found = await distance_to_mean(self.worker, self.parameters)
+        return found | {"exchanges": list(self.exchanges.items()), "stale": self.stale}
+
     # ---- between two steps -----------------------------------------------------------------------------------------
 
     def forget(self) -> None:
@@ -103,10 +111,11 @@ class Gossiped(Weights):
 
     def carried(self) -> dict[str, Any]:
         exchanges = {str(neighbour): count for neighbour, count in self.exchanges.items()}
-        return {"tilde": self.copies.tilde, "exchanges": exchanges}
+        return {"tilde": self.copies.tilde, "exchanges": exchanges, "stale": self.stale}
 
     def load_carried(self, state: Mapping[str, Any]) -> None:
         self.copies.tilde = state.get("tilde")
+        self.stale = int(state.get("stale", 0))
         for neighbour, count in state.get("exchanges", {}).items():
             if int(neighbour) in self.exchanges:
                 self.exchanges[int(neighbour)] = int(count)

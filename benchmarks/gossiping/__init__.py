@@ -1,0 +1,1 @@
+"""What acid.py consists of."""

@@ -1,0 +1,211 @@
+"""Gossip and A²CiD² over real processes: with drawn clocks the numbers of one process; free replicas keep what has to be kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from test_distributed import here
+from test_gossip import Recorded, Watch, blank, everything
+from torch import nn
+
+import unlocked as ul
+from unlocked.worlds import Distributed
+
+from methods import batch, data, mlp
+from processes import run_processes
+
+Gossip, ACiD = ul.consensus.Gossip, ul.consensus.ACiD
+TRAIN, TEST = data(96, dtype=torch.float32), data(36, 1, dtype=torch.float32)
+RULES = {
+    "gossip": Gossip(graph="complete", rate=1.5),
+    "acid": ACiD(graph="ring", rate=2.0, eta=0.4, alpha_tilde=0.8),
+    "pipedream": ACiD(graph="line"),
+}
+
+
+def session(name, world, replicas):
+    return everything(RULES[name], world, replicas=replicas)
+
+
+def outcome(made, epochs=2):
+    """What must be alike in all worlds."""
+    records = made.fit(TRAIN, epochs, batch_size=4, validate=TEST)
+    kept = ("step", "losses", "validation", "learning_rates", "samples", "bytes")
+    average = made.averaged()
+    return here(made), [{k: r[k] for k in kept} for r in records], average and dict(average.state_dict())
+
+
+def on_processes(cluster, names, replicas, folder):
+    torch.manual_seed(100 + cluster.rank)
+    found = []
+    for name, links in names:
+        with Distributed(cluster, links=links) as world:
+            made = session(name, world, replicas)
+            made.fit(TRAIN, 1, batch_size=4)
+            made.save(folder / f"{name}{links}")
+            found.append(outcome(made))
+    return found
+
+
+@pytest.mark.parametrize("processes, replicas", [(2, 2), (3, 3), (2, 4)])
+def test_with_clocks_processes_give_the_numbers_of_one_and_what_they_save_goes_on_in_one(processes, replicas, tmp_path):
+    names = [("gossip", "auto"), ("acid", "auto"), *([("acid", "gloo")] if replicas == 2 else [])]
+    found = run_processes(on_processes, processes, names, replicas, tmp_path)
+    for k, (name, links) in enumerate(names):
+        made = session(name, None, replicas)
+        made.fit(TRAIN, 1, batch_size=4)
+        parameters, records, average = outcome(made)
+        resumed, *_ = outcome(ul.Trainer.resume(tmp_path / f"{name}{links}", blank()))
+        merged = {}
+        for rows in found:
+            merged |= rows[k][0]
+        for other in (merged, resumed):
+            assert other.keys() == parameters.keys()
+            odd = [place for place, x in parameters.items() if not torch.equal(x, other[place])]
+            assert not odd, f"{name}: these differ: {odd}"
+        assert all(rows[k][1] == records for rows in found), name
+        assert all(torch.equal(x, found[0][k][2][key]) for key, x in average.items()), name
+
+
+# ---- replicas that run freely ----------------------------------------------------------------------------------------
+
+BATCHES = 180
+
+
+class Slow(nn.Module):
+    """Takes its time on one process."""
+
+    seconds = 0.0
+
+    def forward(self, x):
+        time.sleep(Slow.seconds)
+        return x
+
+
+class StopOne(ul.callbacks.Callback):
+    """Ctrl-C on this process after so many of its updates."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def on_step(self, trainer, record):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def chain():
+    return ul.cut(nn.Sequential(Watch(), Slow(), *mlp(1)), 1, like=batch()[0])
+
+
+def freely(world, replicas, rule):
+    made = ul.Trainer(chain(), consensus=rule, replicas=replicas, optimizer=Recorded, world=world)
+    with torch.no_grad():
+        for replica, one in enumerate(made.chains):
+            for k, x in enumerate(one.parameters()):
+                if x.device.type != "meta":
+                    source = torch.Generator().manual_seed(10 * replica + k)
+                    x.copy_(torch.randn(x.shape, generator=source, dtype=x.dtype))
+    return made
+
+
+def weights_here(made):
+    """(replica) → x and x̃ in a row."""
+    found = {}
+    for weights in made.weights:
+        x = torch.cat([x.detach().reshape(-1) for x in weights.parameters])
+        found[weights.worker.replica] = x, weights.copies.tilde[0] if weights.copies.tilde else x
+    return found
+
+
+def books(made, begin, records):
+    return {
+        "begin": begin,
+        "end": weights_here(made),
+        "moved": {w.worker.replica: w.store.optimizer.moved for w in made.weights},
+        "versions": {w.worker.replica: w.worker.version for w in made.weights},
+        "exchanges": {w.worker.replica: w.exchanges for w in made.weights},
+        "seen": [tuple(values) for _, values in Watch.seen],
+        "samples": [record["samples"] for record in records],
+        "steps": made.steps,
+    }
+
+
+def free_run(cluster, replicas, rule):
+    with Distributed(cluster) as world:
+        Slow.seconds = 0.004 if cluster.rank == 0 else 0.0005
+        made = freely(world, replicas, rule)
+        begin = weights_here(made)
+        Watch.seen.clear()
+        records = made.fit(data(4 * BATCHES), 1, batch_size=4)
+        return books(made, begin, records)
+
+
+def merged(found, key):
+    return {replica: value for row in found for replica, value in row[key].items()}
+
+
+def order(epoch=0):
+    return sorted(tuple(x[:, 0].tolist()) for x, _ in data(4 * BATCHES).batches(4, epoch=epoch, seed=0))
+
+
+@pytest.mark.parametrize("processes, replicas", [(2, 2), (3, 3), (2, 4)])
+def test_free_replicas_end_conserve_and_use_every_batch_once(processes, replicas):
+    rule = ACiD(graph="complete", pairing="available", rate=1.5) if replicas > 2 else Gossip(pairing="available", rate=1.5, graph="line")
+    found = run_processes(free_run, processes, replicas, rule)
+    begin, end, moved = (merged(found, key) for key in ("begin", "end", "moved"))
+    mean = sum(x for x, _ in begin.values()) + sum(moved.values())
+    torch.testing.assert_close(sum(x for x, _ in end.values()), mean, rtol=0, atol=1e-11)
+    torch.testing.assert_close(sum(x for _, x in end.values()), mean, rtol=0, atol=1e-11)
+    assert all(row["samples"] == [4 * BATCHES] and row["steps"] == BATCHES // replicas for row in found)
+    assert sorted(used for row in found for used in row["seen"]) == order()
+    versions = merged(found, "versions")
+    assert sum(versions.values()) == BATCHES
+    if processes == replicas:
+        assert versions[0] < max(versions.values())  # the slow one has done less
+    exchanges = merged(found, "exchanges")
+    for i, row in exchanges.items():
+        assert all(exchanges[j][i] == count for j, count in row.items())
+    total = sum(sum(row.values()) for row in exchanges.values()) / 2
+    assert 0.5 * 0.75 * BATCHES < total < 1.4 * 0.75 * BATCHES  # λ/2 for each gradient
+
+
+def stopped(cluster, folder, rule):
+    with Distributed(cluster) as world:
+        Slow.seconds = 0.002
+        made = freely(world, 3, rule)
+        begin = weights_here(made)
+        Watch.seen.clear()
+        callbacks = [StopOne(15)] if cluster.rank == 1 else []
+        with pytest.raises(ul.Interrupted):
+            made.fit(data(4 * BATCHES), 1, batch_size=4, callbacks=callbacks, checkpoint=folder)
+        return books(made, begin, [])
+
+
+def gone_on(cluster, folder, rule):
+    with Distributed(cluster) as world:
+        Watch.seen.clear()
+        made = ul.Trainer.resume(folder, chain(), optimizer=Recorded, world=world)
+        begin = weights_here(made)
+        records = made.fit(data(4 * BATCHES), 1, batch_size=4)
+        return books(made, begin, records)
+
+
+def test_free_replicas_stop_together_at_a_whole_round_and_go_on(tmp_path):
+    rule = ACiD(pairing="available")
+    first = run_processes(stopped, 3, tmp_path, rule)
+    (steps,) = {row["steps"] for row in first}
+    assert 5 <= steps < BATCHES // 3
+    assert sum(len(row["seen"]) for row in first) == sum(merged(first, "versions").values()) == 3 * steps
+    second = run_processes(gone_on, 3, tmp_path, rule)
+    for replica, (x, tilde) in merged(first, "end").items():
+        assert torch.equal(merged(second, "begin")[replica][0], x)
+        assert torch.equal(merged(second, "begin")[replica][1], tilde)
+    assert all(row["samples"] == [4 * BATCHES] and row["steps"] == BATCHES // 3 for row in second)
+    assert sorted(used for row in [*first, *second] for used in row["seen"]) == order()
+    x, tilde = (sum(row[k] for row in merged(second, "end").values()) for k in (0, 1))
+    torch.testing.assert_close(x, tilde, rtol=0, atol=1e-11)
