@@ -53,22 +53,25 @@ def whole_rounds(taken: int, size: int) -> int:
 
 
 class Tape:
-    """The updates of one replica. Its stages come to each at different times; whichever is first takes it from the pool."""
+    """The updates of one replica. Its stages come to each at different times; whichever is first takes it from the pool.
+
+    count: updates taken so far.
+    """
 
     def __init__(self, take: Callable[[], list[Batch] | None], stages: int) -> None:
         self._take, self._stages = take, stages
         self._updates: dict[int, tuple[list[Batch], int]] = {}  # with the number of stages that have still to come
-        self._count, self._over = 0, False
+        self.count, self._over = 0, False
 
     def update(self, k: int) -> list[Batch] | None:
         """The micro-batches of update k, counted from 0; None: there is no such update."""
-        if k == self._count and not self._over:
+        if k == self.count and not self._over:
             batches = self._take()
             if batches is None:
                 self._over = True
             else:
                 self._updates[k] = (batches, self._stages)
-                self._count += 1
+                self.count += 1
         if k not in self._updates:
             return None
         batches, left = self._updates.pop(k)

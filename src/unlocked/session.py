@@ -38,6 +38,8 @@ from .timeline import Timeline
 from .worker import Worker
 from .worlds import Distributed, InProcess, Simulated, World
 
+_KEPT = 6  # updates whose acts are kept of a window in which replicas run freely
+
 
 class Trainer:
     """Trains a chain by a credit rule, its replicas by a consensus rule, in a world.
@@ -298,7 +300,7 @@ class Trainer:
                 self.world.free_running = False
         self._aligned = True
         self.book.sent_in(self.timeline)
-        self.recent.append(self.timeline)
+        self.recent.append(self.timeline.ending(_KEPT / max(1, *(tape.count for tape in tapes.values()))))
 
     def _taker(self, replica: int, take: Callable[[int], tuple[int, Tensor, Tensor] | None]) -> Callable[[], Any]:
         """The replica's next update, from its next batch."""

@@ -63,6 +63,14 @@ class Timeline:
         """The acts of one worker, in its own order."""
         return [act for act in self.acts if (act.replica, act.stage) == (replica, stage)]
 
+    def ending(self, share: float) -> Timeline:
+        """The acts that begin in the last `share` of its time."""
+        begin, end = (
+            min((act.start for act in self.acts), default=0.0),
+            max((act.end for act in self.acts), default=0.0),
+        )
+        return Timeline(act for act in self.acts if act.start >= end - min(1.0, share) * (end - begin))
+
     def bytes_sent(self) -> dict[str, int]:
         """Payload bytes that left workers, by channel: S between stages, M between replicas."""
         sent: Counter[str] = Counter()

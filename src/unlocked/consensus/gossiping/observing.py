@@ -1,6 +1,6 @@
 """What there is to tell about replicas that differ: how far they are from their mean, and how often each edge was used.
 
-    distance   √( (1/N) Σ_n ‖θ_n − θ̄‖² ) / ‖θ̄‖        over all stages
+distance   √( (1/N) Σ_n ‖θ_n − θ̄‖² ) / ‖θ̄‖        over all stages
 """
 
 from __future__ import annotations
