@@ -67,8 +67,8 @@ def _reach(host: str, port: int) -> dist.Store:
         )
     except RuntimeError as error:
         raise CannotJoin(
-            f"Nobody answers at {host}:{port} within {_REACHED_WITHIN:.0f} s. Is the run still going on, and is that the address "
-            "it printed when it began?"
+            f"Nobody answers at {host}:{port} within {_REACHED_WITHIN:.0f} s. Is the run still going on, and is that the "
+            "address it printed when it began?"
         ) from error
 
 

@@ -98,7 +98,7 @@ class Gossiped(Weights):
         return False  # they are exchanged with the weights
 
     async def observed(self) -> dict[str, Any]:
-        """The distance to the mean, the exchanges with each neighbour so far, how many came in while a gradient was computed."""
+        """The distance to the mean, the exchanges with each neighbour so far, and how many came in beside a gradient."""
         found = await distance_to_mean(self.worker, self.parameters)
         return found | {"exchanges": list(self.exchanges.items()), "stale": self.stale}
 
