@@ -121,7 +121,7 @@ def weights_here(made):
     found = {}
     for weights in made.weights:
         x = torch.cat([x.detach().reshape(-1) for x in weights.parameters])
-        found[weights.worker.replica] = x, weights.copies.tilde[0] if weights.copies.tilde else x
+        found[weights.worker.replica] = x, weights.copies.tilde[0].clone() if weights.copies.tilde else x
     return found
 
 

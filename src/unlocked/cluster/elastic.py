@@ -7,7 +7,9 @@ is lost, or one knocks, all come to a roll call as soon as they can; who is ther
     gone/k     process k is dead, as the launcher or its silence says, with a sentence
     roll/t/k   process k has come to roll call t, with what it has to say
     left/t/k   it had to leave its work for that, so nobody shall wait for a message from it
-    who/t      who goes on: whoever finds everybody there, or gone, writes it; the first one counts
+    heard/t/k  it has not, but knows of a loss
+    who/t      who goes on, and whether anything has changed: whoever finds everybody there, or gone, writes it; the first one
+               counts, for all alike
 
 All of it lies in the store, which belongs to no worker, so it does not matter who dies when.
 """
@@ -124,31 +126,39 @@ class Members:
         """
         turn, me = self._turn, self.numbers[self.seat.rank]
         key = f"who/{turn}"
-        self._store.set(f"roll/{turn}/{me}", json.dumps(said))
-        if left:
-            self._store.set(f"left/{turn}/{me}", "")
-        self._store.add("changes", 1)
+        self._come(turn, me, said, left)
         while not self._store.check([key]):
-            here = [n for n in self.numbers if self._store.check([f"roll/{turn}/{n}"])]
-            if all(n in here or self._store.check([f"gone/{n}"]) for n in self.numbers):
-                self._store.compare_set(key, "", json.dumps([here, self._waiting()]))
+            if self.lost:  # maybe while it waits
+                self._store.set(f"heard/{turn}/{me}", "")
+            dead = {n for n in self.numbers if self._store.check([f"gone/{n}"])}
+            here = [n for n in self.numbers if n not in dead and self._store.check([f"roll/{turn}/{n}"])]
+            if len(here) + len(dead) == len(self.numbers):
+                changed = any(self._store.check([f"{word}/{turn}/{n}"]) for word in ("left", "heard") for n in here)
+                self._store.compare_set(key, "", json.dumps([here, self._waiting(), changed]))
             elif (sentence := failed()) is not None:
                 raise LostProcess(sentence)
             else:
                 time.sleep(_PAUSE)
-        present, joining = json.loads(self._store.get(key))
+        present, joining, changed = json.loads(self._store.get(key))
         if me not in present:
             raise LostProcess("The others took this process for lost and went on without it.")
         told = [json.loads(self._store.get(f"roll/{turn}/{n}")) for n in present]
         lost = [self._store.get(f"gone/{n}").decode() for n in self.numbers if n not in present]
         self._turn += 1
-        if not joining and not left and not self.lost and len(present) == len(self.numbers):
+        if not joining and not changed and len(present) == len(self.numbers):
             return Succession(self.seat, self.numbers, list(range(len(present))), 0, told, [])
         numbers = [*present, *joining]
         if me == present[0]:
             self._admit(numbers, joining)
         seat = self._next_seat(numbers, me)
         return Succession(seat, numbers, [self.numbers.index(n) for n in present], len(joining), told, lost)
+
+    def _come(self, turn: int, me: int, said: Any, left: bool) -> None:
+        """Be at the roll call, and let the others know."""
+        if left:
+            self._store.set(f"left/{turn}/{me}", "")
+        self._store.set(f"roll/{turn}/{me}", json.dumps(said))
+        self._store.add("changes", 1)
 
     def _next_seat(self, numbers: list[int], number: int) -> Seat:
         return self.seat._replace(rank=numbers.index(number), size=len(numbers), generation=self._turn)
