@@ -8,10 +8,10 @@
 Two parts (`--only accuracy|speed` for one of them):
 
     accuracy   4 to 64 workers on the simulated clock; "available" pairing (who is free meets whom), the truly asynchronous one.
-               For N of --compared also pre-drawn "clocks", and one worker that is four times slower. All methods have the same
-               samples per epoch, in the same order; learning rate 0.1 · N · batch / 256 after a linear warm-up, ÷ 10 at half and
-               three quarters; no weight decay of vectors, gradients clipped at norm 1. The mean's BatchNorm statistics are
-               estimated anew.
+               For N of --compared also pre-drawn "clocks", and one worker that is four times slower. All methods have the
+               same samples per epoch, in the same order; learning rate --rate · N · batch / 256 after a linear warm-up, ÷ 10 at
+               half and three quarters; no weight decay of vectors, gradients clipped at norm 1. The mean's BatchNorm
+               statistics are estimated anew.
     speed      2 and 4 real processes whose gradients take --pad seconds (by sleep, which leaves the cores free), one of them
                four times as long: samples per second (gossiping/throughput.py)
 
@@ -41,7 +41,16 @@ from gossiping.drawing import draw
 from gossiping.training import METHODS, Recipe, Row, Task, run
 from pipelines.crew import run_crew
 
-FULL = {"network": "resnet18", "size": None, "subset": None, "epochs": 300, "batch": 128, "warm_up": 5, "flops": 1e13}
+FULL = {
+    "network": "resnet18",
+    "size": None,
+    "subset": None,
+    "epochs": 300,
+    "batch": 128,
+    "rate": 0.1,
+    "warm_up": 5,
+    "flops": 1e13,
+}
 QUICK = {"workers": [4, 16], "seeds": [0], "compared": [16], "subset": 1024, "epochs": 4, "processes": [2], "passes": 1}
 
 
@@ -53,14 +62,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=16, help="side of the images, which are resized; not of digits")
     parser.add_argument("--subset", type=int, default=4096, help="training images; not of digits")
     parser.add_argument("--network", default="cnn")
-    parser.add_argument("--width", type=int, default=12, help="of the small CNN")
+    parser.add_argument("--width", type=int, default=8, help="of the small CNN")
     parser.add_argument("--depth", type=int, default=2, help="of the small CNN")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=8, help="samples of a worker and gradient")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=4, help="samples of a worker and gradient")
+    parser.add_argument("--rate", type=float, default=0.2, help="learning rate of 256 samples per round")
     parser.add_argument("--warm-up", type=int, default=2, help="epochs")
     parser.add_argument("--flops", type=float, default=1e9, help="of a simulated worker, per second")
     parser.add_argument("--workers", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--compared", type=int, nargs="*", default=[16], help="N with clocks and with a slow worker, too")
+    parser.add_argument(
+        "--compared", type=int, nargs="*", default=[16], help="N with clocks and with a slow worker, too"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=1)
@@ -69,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="where to draw (.png)")
     parser.add_argument("--table", action="store_true", help="train nothing: the tables of what is in the log")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--pad", type=float, default=0.04, help="seconds of a gradient")
+    parser.add_argument("--pad", type=float, default=0.1, help="seconds of a gradient")
     parser.add_argument("--passes", type=int, default=2, help="times each rule is measured, in turn, three epochs each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--full", action="store_true")
@@ -80,7 +92,7 @@ def arguments() -> argparse.Namespace:
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """What is alike for all trainings."""
-    chosen = ("network", "epochs", "batch", "warm_up", "flops", "device")
+    chosen = ("network", "epochs", "batch", "rate", "warm_up", "flops", "device")
     small = {"width": options.width, "depth": options.depth} if options.network == "cnn" else {}
     return Recipe(options=small, **{name: getattr(options, name) for name in chosen})
 

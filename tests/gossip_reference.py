@@ -1,23 +1,25 @@
-"""Gossip while gradients are computed, one event after the other on N plain models: the equations of the files' headers, nothing
-of the library.
+"""Gossip while gradients are computed, one event after the other on N plain models: the equations of the files' headers,
+nothing of the library.
 
     dx = η(x̃ − x) dt − ½ Σ (x_i − x_j) dM + Δ dN        dx̃ = η(x − x̃) dt − α̃ Σ (x_i − x_j) dM + Δ dN
 
-`events`: (time, i, j) of one stage, in order, in gradients. Weights of a stage, and BatchNorm's statistics if they are exchanged,
-are one vector. Between events everybody flows, by the exponential of the equation's matrix.
+`events`: (time, i, j) of one stage, in order, in gradients. Weights of a stage, and BatchNorm's statistics if they are
+exchanged, are one vector. Between events everybody flows, by the exponential of the equation's matrix.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from averaging_reference import vector, write
 from scipy.linalg import expm
 from torch import Tensor, nn
+
+from averaging_reference import vector, write
 
 Event = tuple[float, int, int]
 
@@ -73,7 +75,7 @@ class Training:
     ) -> None:
         self.models, self.events = [copy.deepcopy(model) for _ in range(replicas)], events
         cuts = np.cumsum([0, *parts])
-        stages = [[one[int(a) : int(b)] for a, b in zip(cuts, cuts[1:])] for one in self.models]
+        stages = [[one[int(a) : int(b)] for a, b in itertools.pairwise(cuts)] for one in self.models]
         self.rows = [
             [[*stage.parameters(), *(batchnorms(stage) if statistics else [])] for stage in row] for row in stages
         ]

@@ -11,6 +11,7 @@ A process's batches are written to a file at once, so that those of one that is 
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import time
 from collections import defaultdict
@@ -25,7 +26,8 @@ from torch import Tensor
 import unlocked as ul
 from unlocked import freely, handing_over
 from unlocked.callbacks import Callback
-from unlocked.cluster import Cluster
+from unlocked.cluster import Cluster, joining
+from unlocked.cluster import cluster as cluster_module
 from unlocked.cluster.elastic import bury
 from unlocked.cluster.pool import SharedPool
 from unlocked.cluster.rendezvous import Seat
@@ -34,10 +36,11 @@ from unlocked.consensus.gossiping.available import Available
 from unlocked.consensus.gossiping.copies import Copies
 from unlocked.errors import MembersChanged
 from unlocked.rng import generator
+from unlocked.saving import receive_hand_over
 from unlocked.worlds import Distributed
 
 from methods import data, mlp, trainer
-from processes import Processes
+from processes import Processes, kill_me
 
 BATCH = 2
 
@@ -52,6 +55,9 @@ class Plan(NamedTuple):
     epochs: int = 12
     rounds: int = 12
     pause: float = 0.005
+    come_within: float | None = (
+        None  # seconds that the members of a new generation have to come together; None: as usual
+    )
 
     def train(self) -> Any:
         return data(self.rounds * self.workers * BATCH)
@@ -171,10 +177,14 @@ def resumed(world: Distributed, plan: Plan) -> ul.Trainer:
 
 def train(cluster: Cluster, plan: Plan, ledger: Ledger, made: ul.Trainer | None = None) -> dict[str, Any]:
     """To the end, whoever is lost or comes; as train_command.py does."""
+    if plan.come_within is not None:
+        cluster_module.COME_WITHIN = plan.come_within
     momentum = plan.rule.name == "acid"
     world = Distributed(cluster)
-    made = first_trainer(world, plan) if made is None and not (plan.folder / "LATEST").exists() else resumed(world, plan)
-    start, changes = state_of(made, momentum).clone(), []
+    made = (
+        first_trainer(world, plan) if made is None and not (plan.folder / "LATEST").exists() else resumed(world, plan)
+    )
+    start, changes, resumptions = state_of(made, momentum).clone(), [], []
     while True:
         ledger.trainer = made
         try:
@@ -194,6 +204,7 @@ def train(cluster: Cluster, plan: Plan, ledger: Ledger, made: ul.Trainer | None 
             ledger.numbers = list(cluster._numbers or [])
             world = Distributed(cluster)
             made = resumed(world, plan)
+            resumptions.append(state_of(made, momentum).clone())
     end = state_of(made, momentum)
     outcome = {
         "number": ledger.number,
@@ -203,6 +214,7 @@ def train(cluster: Cluster, plan: Plan, ledger: Ledger, made: ul.Trainer | None 
         "gradients": ledger.gradients,
         "exchanges": dict(ledger.exchanges),
         "changes": changes,
+        "resumed": resumptions,
         "left": ledger.left,
         "steps": made.steps,
         "epoch": made.epoch,
@@ -218,6 +230,49 @@ def live(cluster: Cluster, plan: Plan) -> dict[str, Any]:
     """One of the first members, to the end."""
     ledger = Ledger(plan.folder, cluster.rank, list(range(cluster.size))).install()
     return train(cluster, plan, ledger)
+
+
+def come(plan: Plan, port: int) -> dict[str, Any]:
+    """One that joins, as join_command.py does."""
+    admission = joining.knock("127.0.0.1", port, 120.0)
+    cluster = Cluster.join(seat=admission.seat, numbers=admission.numbers)
+    ledger = Ledger(plan.folder, admission.numbers[admission.seat.rank], admission.numbers).install()
+    receive_hand_over(cluster)
+    return train(cluster, plan, ledger)
+
+
+def knock_and_die(plan: Plan, port: int) -> None:
+    """One that wants to join, and is killed before anybody has let it in."""
+    joining._await_admission = lambda *arguments: kill_me()  # type: ignore[assignment]
+    joining.knock("127.0.0.1", port, 120.0)
+
+
+class Comer:
+    """A process that runs `function(plan, port)`; a context manager that leaves none behind."""
+
+    def __init__(self, function: Callable[[Plan, int], Any], plan: Plan, port: int) -> None:
+        self._answer = plan.folder.parent / "comer.pt"
+        context = multiprocessing.get_context("forkserver")
+        self.process = context.Process(target=_come, args=(function, plan, port, self._answer), daemon=True)
+
+    def __enter__(self) -> Comer:
+        self.process.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def result(self, deadline: float) -> Any:
+        """What the function returned."""
+        self.process.join(deadline)
+        assert self.process.exitcode == 0, f"exit code {self.process.exitcode}"
+        return torch.load(self._answer, weights_only=False)
+
+
+def _come(function: Callable[[Plan, int], Any], plan: Plan, port: int, answer: Path) -> None:
+    torch.set_num_threads(1)
+    torch.save(function(plan, port), answer)
 
 
 # ---- what was taken ----------------------------------------------------------------------------------------------------
@@ -265,7 +320,7 @@ def killing(plan: Plan, kills: int, seed: int, buried: bool, deadline: float = 1
         registry = dist.PrefixStore(Seat(0, 1, "", 0, True, 0).base, running.store)
         for kill in range(kills):
             share = (kill + source.uniform(0.1, 0.6)) / kills
-            _wait(lambda share=share: progress(plan) >= share * len(plan.batches), running, alive, end)
+            wait(lambda share=share: progress(plan) >= share * len(plan.batches), running, alive, end)
             time.sleep(source.uniform(0.0, 0.5))
             victim = source.choice(alive)
             alive.remove(victim)
@@ -275,8 +330,8 @@ def killing(plan: Plan, kills: int, seed: int, buried: bool, deadline: float = 1
             victims.append(victim)
             if buried:
                 bury(registry, victim, f"Process {victim} was killed.")
-            _wait(lambda: _first_without(plan, alive, victim) is not None, running, alive, end)
-            seconds.append((_first_without(plan, alive, victim) or 0.0) - moment)
+            wait(lambda victim=victim: first_without(plan, alive, victim) is not None, running, alive, end)
+            seconds.append((first_without(plan, alive, victim) or 0.0) - moment)
         rows = [running.result(number, max(1.0, end - time.monotonic())) for number in alive]
         for number in alive:
             running.processes[number].join(30.0)
@@ -284,12 +339,12 @@ def killing(plan: Plan, kills: int, seed: int, buried: bool, deadline: float = 1
     return Killed(rows, victims, seconds)
 
 
-def _first_without(plan: Plan, alive: list[int], victim: int) -> float | None:
+def first_without(plan: Plan, alive: list[int], victim: int) -> float | None:
     """When a batch was first taken by members that do without it, if any was."""
     return min((row.when for number in alive for row in taken(plan, number) if victim not in row.members), default=None)
 
 
-def _wait(what: Callable[[], bool], running: Processes, alive: list[int], end: float) -> None:
+def wait(what: Callable[[], bool], running: Processes, alive: list[int], end: float) -> None:
     """Until it is so; raises as soon as a process fails, or the deadline has come."""
     while not what():
         for number in alive:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gossiping.reporting import middle, spread
+from .reporting import middle, spread
 from populations.drawing import curves, figure, title
 
 Row = dict[str, Any]

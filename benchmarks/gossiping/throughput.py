@@ -30,9 +30,8 @@ RULES: dict[str, Consensus] = {
     "all-reduce": AllReduce(),
     "gossip, rate 1": Gossip(graph="ring", rate=1.0, pairing="available"),
     "A²CiD², rate 1": ACiD(graph="ring", rate=1.0, pairing="available"),
-    "A²CiD², rate 2": ACiD(graph="ring", rate=2.0, pairing="available"),
 }
-BATCH, ROUNDS, EPOCHS, FACTOR = 8, 40, 3, 4.0
+BATCH, ROUNDS, EPOCHS, FACTOR = 8, 24, 3, 4.0
 
 
 class _Padded(nn.Module):
@@ -76,10 +75,10 @@ def measure(member: Member, pad: float, slow: bool, passes: int) -> list[Row]:
 def _train(member: Member, rule: Consensus, count: int, seconds: float) -> Row:
     """Samples per second of each counted epoch; the share of the slow one's gradients; exchanges per gradient."""
     source = torch.Generator().manual_seed(0)
-    x = torch.randn(count * ROUNDS * BATCH, 3, 16, 16, generator=source)
+    x = torch.randn(count * ROUNDS * BATCH, 3, 8, 8, generator=source)
     y = torch.randint(10, (len(x),), generator=source)
     torch.manual_seed(0)
-    model = ul.models.build("cnn", input_shape=(3, 16, 16), classes=10, width=12, depth=2)
+    model = ul.models.build("cnn", input_shape=(3, 8, 8), classes=10, width=4, depth=1)
     stamps = _Stamps()
     with Distributed(member.cluster) as world:
         trainer = ul.Trainer(

@@ -54,9 +54,9 @@ class Recipe:
 
     network: str = "cnn"
     options: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 12
-    batch: int = 8
-    rate: float = 0.1
+    epochs: int = 10
+    batch: int = 4
+    rate: float = 0.2
     warm_up: int = 2
     weight_decay: float = 5e-4
     clip: float = 1.0
@@ -136,7 +136,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe, workers: int)
         {"params": [x for x in parameters if x.dim() > 1], "weight_decay": recipe.weight_decay},
         {"params": [x for x in parameters if x.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=recipe.rate * workers * recipe.batch / 256, momentum=0.9)
+    return torch.optim.SGD(groups, lr=recipe.rate * workers * recipe.batch / 256, momentum=0.9, fused=True)
 
 
 def _factor(recipe: Recipe, rounds: int) -> Callable[[int], float]:

@@ -16,6 +16,7 @@ from .handing_over import after_loss, become_elastic, is_elastic
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
 from .probes.step import Metering, live_peak, merged
+from .worlds import Distributed
 
 if TYPE_CHECKING:
     from .session import Trainer
@@ -42,6 +43,7 @@ class Fitting:
         self._metering = Metering(trainer)  # of this phase, of this process
         self._elastic = is_elastic(trainer, plan.checkpoint)
         self._settle()
+        self._open: dict[str, Any] = {}  # what an epoch was before it was ended, until its record is written
         self._total = plan.epochs * trainer.credit.phases(trainer.stages)
 
     def _settle(self) -> None:
@@ -77,8 +79,10 @@ class Fitting:
             with Interrupt(trainer.crew) as interrupt:
                 records = self._epochs_without_the_lost(interrupt)
             reason = "finished"
-        except MembersChanged:
+        except MembersChanged as change:
             reason = "interrupted"
+            assert isinstance(trainer.world, Distributed)
+            trainer.world.crew.pass_wishes_on(change.cluster)
             raise
         except Interrupted as stop:
             reason = "interrupted"
@@ -101,6 +105,8 @@ class Fitting:
             return self._epochs(interrupt)
         except LostProcess as lost:
             if self._elastic:
+                for name, value in self._open.items():
+                    setattr(self._trainer, name, value)
                 after_loss(self._trainer, Path(str(self._plan.checkpoint)), lost)
             raise
 
@@ -141,6 +147,7 @@ class Fitting:
                 self._step(shares)
         self._drain()
         trainer.settle()
+        self._open = {name: getattr(trainer, name) for name in ("epoch", "batch_in_epoch", "sent_before", "book")}
         self._end_epoch()
         self._step_schedules()
         record = self._close_books()
@@ -148,6 +155,7 @@ class Fitting:
         record["validation"] = trainer.evaluate(plan.validate).to_json() if scored else None
         for callback in plan.callbacks:
             callback.on_epoch(trainer, record)
+        self._open = {}
         return record
 
     def _streams(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:

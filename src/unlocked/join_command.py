@@ -8,6 +8,7 @@ import shlex
 from rich.console import Console
 
 from .cluster import Cluster
+from .cluster.elastic import Succession
 from .cluster.joining import address_of, knock
 from .commands import Join, Train
 from .saving import receive_hand_over
@@ -22,7 +23,10 @@ def join(command: Join, console: Console) -> int:
     admission = knock(host, port, command.wait)
     seat, folder = admission.seat, admission.folder.parent
     os.environ["RANK"] = str(seat.rank)  # so that the process ends as one of several does
-    cluster = Cluster.join(command.interface, seat=seat, stuck_after=command.stuck_after, numbers=admission.numbers)
+    alone = Succession(seat, admission.numbers, list(range(len(admission.numbers))), 0, [], [])
+    cluster, succession = Cluster.join_generation(alone, command.interface, command.stuck_after)
+    seat = succession.seat
+    os.environ["RANK"] = str(seat.rank)
     if not command.json:
         console.print(
             f"Joined the run in {folder} as process {seat.rank} of {seat.size}, with the weights of a neighbour.",

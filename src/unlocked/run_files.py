@@ -51,16 +51,20 @@ def read_json(file: Path) -> Any:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else writes to `folder` meanwhile; the system lifts the lock when the process dies. Raises InvalidChoice."""
+def alone_in(folder: Path, taken_over: bool = False) -> Iterator[None]:
+    """Nobody else writes to `folder` meanwhile; the system lifts the lock when the process dies. Raises InvalidChoice.
+
+    taken_over: from a chief that the others hold for dead, though it may only be suspended and so have the lock still.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InvalidChoice(
-                f"Another process is writing to {folder}; wait for it, or give another folder."
-            ) from error
+            if not taken_over:
+                raise InvalidChoice(
+                    f"Another process is writing to {folder}; wait for it, or give another folder."
+                ) from error
         yield
 
 

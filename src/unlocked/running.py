@@ -198,7 +198,8 @@ def run(
     Raises Interrupted after Ctrl-C (saved), and UnlockedError kinds.
     """
     world = _world(config, world)
-    with alone_in(folder) if world.crew.chief else contextlib.nullcontext():
+    later = isinstance(world, Distributed) and world.crew.seat.generation > 0
+    with alone_in(folder, taken_over=later) if world.crew.chief else contextlib.nullcontext():
         return _run(config, folder, callbacks, command, world)
 
 

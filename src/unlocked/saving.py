@@ -88,6 +88,11 @@ class HandOver(NamedTuple):
         copied = [k for k, j in neighbours.items() if (j if j < len(self.former) else 0) == own]
         return [own, *copied]
 
+    def dealt(self, rows: Sequence[Any]) -> list[Any]:
+        """What the replicas had each one of, for those that there are now."""
+        kept = {number: rows[j] for j in self.former for number in self.numbers(j)}
+        return [kept[number] for number in range(self.replicas)]
+
 
 def save_state(trainer: Trainer, path: str | Path, hand_over: HandOver | None = None) -> Path:
     """Write everything that `load_state` needs; see checkpoint.py for the files. Called by all processes of the run.
@@ -100,13 +105,14 @@ def save_state(trainer: Trainer, path: str | Path, hand_over: HandOver | None = 
     book = trainer.book.share(crew)
     if crew.chief:
         with Writer(path, trainer.steps) as writer:
-            crew.broadcast(os.getpid())
+            crew.broadcast([os.getpid(), trainer.steps])
             _agree_on_folder(crew, writer, path)
             _write_shards(trainer, writer, hand_over)
             _write_manifest(trainer, writer, book, hand_over)
             crew.barrier()  # all shards are written
             return Path(crew.broadcast(str(writer.commit())))
-    with Writer(path, trainer.steps, owner=crew.broadcast()) as writer:
+    owner, steps = crew.broadcast()  # those who were lost to each other may have counted different ones
+    with Writer(path, steps, owner=owner) as writer:
         _agree_on_folder(crew, writer, path)
         _write_shards(trainer, writer, hand_over)
         crew.barrier()
@@ -143,9 +149,10 @@ def _write_shards(trainer: Trainer, writer: Writer, hand_over: HandOver | None) 
 
 
 def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook, hand_over: HandOver | None) -> None:
-    rule, changed = trainer.consensus, {}
+    rule, changed, regularisers = trainer.consensus, {}, trainer.regularisers
     if hand_over is not None:
         rule, changed = hand_over.rule, {"replicas": hand_over.replicas}
+        regularisers = None if regularisers is None else hand_over.dealt(regularisers)
     chain, first = trainer.chains[0], trainer.weights[0].store
     if chain.like is not None:
         writer.tensors("example", {"like": chain.like})
@@ -166,7 +173,7 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook, hand_over
             "schedule": describe_schedule(first.scheduler),
             "options": {name: getattr(trainer, name) for name in _OPTIONS} | changed,
             "initial": trainer.initial,
-            "regularisers": describe_regularisers(trainer.regularisers),
+            "regularisers": describe_regularisers(regularisers),
             "progress": {name: getattr(trainer, name) for name in _PROGRESS},
             "sent_before": dict(trainer.sent_before),
             "book": dataclasses.asdict(book),

@@ -119,7 +119,11 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
         console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
         if isinstance(world, Distributed):
             console.print(_where(world.crew), highlight=False, soft_wrap=True)
-            if "pairing=available" in config.consensus.replace(" ", "") and world.crew.seat.hosted:
+            if (
+                "pairing=available" in config.consensus.replace(" ", "")
+                and world.crew.seat.hosted
+                and world.crew.size > 1
+            ):
                 seat = world.crew.seat
                 console.print(f"Another replica joins with: unlocked join {seat.host}:{seat.port}", highlight=False)
         if config.cluster is not None:

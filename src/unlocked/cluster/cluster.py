@@ -46,10 +46,12 @@ class Cluster:
         self.failure: str | None = None
         self.vitals = Vitals()
         self._heartbeat: Heartbeat | None = None
+        self._beating = False  # whether it has begun; till then only patience tells that one is lost
         self._listeners: list[Callable[[str], None]] = []
         self._lock = threading.Lock()
         self._spare_stores: list[dist.Store] = []
         self._agreement = Agreement()
+        self._wished: Wish | None = None
         self.members: list[dict[str, Any]] = self.share(describe_self(interface.address))
         self._check_versions()
         self.hosts = [member["host"] for member in self.members]
@@ -92,6 +94,7 @@ class Cluster:
         )
         self.barrier()  # everybody has said a first word
         self._heartbeat.start()
+        self._beating = True
 
     def _check_versions(self) -> None:
         for fact in ("unlocked", "torch"):
@@ -162,18 +165,24 @@ class Cluster:
         stuck_after = self._heartbeat.stuck_after
         self._heartbeat.stop()
         self._heartbeat = None
+        return Cluster.join_generation(succession, self.interface.name, stuck_after)
+
+    @classmethod
+    def join_generation(
+        cls, succession: Succession, interface: str | None, stuck_after: float
+    ) -> tuple[Cluster, Succession]:
+        """Come together with the other members of a new generation, or with those of them that are left."""
         while True:
+            seat, numbers = succession.seat, succession.numbers
             try:
-                seat, numbers = succession.seat, succession.numbers
-                joined = Cluster.join(
-                    self.interface.name, seat=seat, join_within=COME_WITHIN, stuck_after=stuck_after, numbers=numbers
+                joined = cls.join(
+                    interface, seat=seat, join_within=COME_WITHIN, stuck_after=stuck_after, numbers=numbers
                 )
                 return joined, succession
             except (CannotJoin, LostProcess):
-                store = open_store(seat, JOIN_WITHIN, prefix=seat.base)
-                members = Members(seat, store, numbers)
+                members = Members(seat, open_store(seat, JOIN_WITHIN, prefix=seat.base), numbers)
                 members.bury_missing(open_store(seat, JOIN_WITHIN))
-                succession = succession.then(members.roll_call(None, left=True, failed=lambda: None))
+                succession = succession.then(members.roll_call(None, left=True, failed=_burying(members)))
 
     # ---- agreeing --------------------------------------------------------------------------------------------------
 
@@ -204,7 +213,7 @@ class Cluster:
         pause = 1e-4
         while not self.store.check(keys):
             self.check()
-            if self._heartbeat is None and time.monotonic() > deadline:
+            if not self._beating and time.monotonic() > deadline:
                 missing = [str(rank) for rank in range(self.size) if not self.store.check([keys[rank]])]
                 raise CannotJoin(f"Rank(s) {', '.join(missing)} came to the rendezvous and then fell silent.")
             time.sleep(pause)  # a store's own wait could not be told that somebody was lost
@@ -227,8 +236,15 @@ class Cluster:
 
     def wish(self, kind: Wish) -> None:
         """Ask all processes to stop after a whole step. Safe in a signal handler."""
+        self._wished = kind
         if self._heartbeat is not None:
             self._heartbeat.wish(kind)
+
+    def pass_wishes_on(self, following: Cluster) -> None:
+        """A wish to stop that this generation has not obeyed is one of the next."""
+        wish = self._wished or self.stopped_by
+        if wish is not None:
+            following.wish(wish)
 
     @property
     def stopped_by(self) -> Wish | None:
@@ -320,3 +336,14 @@ class Cluster:
             self.store.set(f"left/{self.rank}", "")
         else:
             self.store.wait([f"left/{rank}" for rank in range(1, self.size)], timedelta(seconds=10))
+
+
+def _burying(members: Members) -> Callable[[], None]:
+    """Called while a roll call without heartbeats waits: who could have come long ago is dead."""
+    deadline = time.monotonic() + JOIN_WITHIN + COME_WITHIN
+
+    def wait() -> None:
+        if time.monotonic() > deadline:
+            members.bury_absent()
+
+    return wait

@@ -81,7 +81,11 @@ class Members:
 
     def on_loss(self, listener: Callable[[int, str], None]) -> None:
         """`listener(rank, sentence)` is called, on some thread, once for each that is lost."""
-        self._listeners.append(listener)
+        with self._lock:
+            self._listeners.append(listener)
+            lost = dict(self.lost)
+        for rank, sentence in lost.items():
+            listener(rank, sentence)
 
     def lose(self, rank: int, sentence: str) -> None:
         """This process hears no more from a rank: it may be dead, or on its way to the roll call."""
@@ -118,6 +122,12 @@ class Members:
             if not seats.check([f"size/{rank}"]):
                 bury(self._store, number, f"Process {rank} did not come to the others in time.")
 
+    def bury_absent(self) -> None:
+        """Those who have not come to the roll call that goes on are dead for all."""
+        for rank, number in enumerate(self.numbers):
+            if not self._store.check([f"roll/{self._turn}/{number}"]):
+                bury(self._store, number, f"Process {rank} did not come to the others in time.")
+
     def roll_call(self, said: Any, *, left: bool = False, failed: Callable[[], str | None]) -> Succession:
         """Wait until everybody is here or gone; what each has to say (JSON) is told to all.
 
@@ -148,8 +158,7 @@ class Members:
         if not joining and not changed and len(present) == len(self.numbers):
             return Succession(self.seat, self.numbers, list(range(len(present))), 0, told, [])
         numbers = [*present, *joining]
-        if me == present[0]:
-            self._admit(numbers, joining)
+        self._admit(numbers, joining)  # by all alike: whoever had to do it might die now
         seat = self._next_seat(numbers, me)
         return Succession(seat, numbers, [self.numbers.index(n) for n in present], len(joining), told, lost)
 
@@ -157,6 +166,8 @@ class Members:
         """Be at the roll call, and let the others know."""
         if left:
             self._store.set(f"left/{turn}/{me}", "")
+        if self.lost:  # before it can be counted as here
+            self._store.set(f"heard/{turn}/{me}", "")
         self._store.set(f"roll/{turn}/{me}", json.dumps(said))
         self._store.add("changes", 1)
 

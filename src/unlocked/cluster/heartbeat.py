@@ -164,7 +164,8 @@ class Heartbeat:
     def _deadlock(self, before: list[Any]) -> str | None:
         """All wait, nothing that could help is under way, and nothing has changed for some beats: nobody will ever go on."""
         states = [beat["state"] for beat, _ in self._heard if beat]
-        still = states == before and all(state[0] for state in states)
+        awake = all(time.monotonic() - when < 3 * BEAT for _, when in self._heard)  # else one is dead or suspended
+        still = awake and states == before and all(state[0] for state in states)
         self._still = self._still + 1 if still and not _under_way(states) else 0
         if self._still < _DEADLOCK_AFTER or (self.elastic is not None and self.elastic.lost):
             return None

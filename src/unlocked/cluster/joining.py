@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch.distributed as dist
 
-from ..errors import CannotJoin, InvalidChoice
+from ..errors import CannotJoin, InvalidChoice, UnlockedError
 from .elastic import bury
 from .rendezvous import Seat
 
@@ -88,8 +88,11 @@ def _withdrawn_unless_admitted(store: dist.Store, number: int) -> Iterator[None]
     """Nobody shall wait for one that has given up."""
     try:
         yield
-    except BaseException:
-        bury(store, number, "One that wanted to join gave up.")
+    except BaseException as error:
+        with suppress(RuntimeError):
+            bury(store, number, "One that wanted to join gave up.")
+        if isinstance(error, RuntimeError) and not isinstance(error, UnlockedError):
+            raise CannotJoin("The rendezvous store does not answer any more; the run is over.") from error
         raise
 
 

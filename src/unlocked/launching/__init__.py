@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoint import Reader
 from ..config import cores, require_at_least
 from ..errors import InvalidChoice
 from .arguments import again, complete, run_folder
@@ -52,8 +53,17 @@ def launch(
             if code in _NEVER_AGAIN or supervisor.stopping or number == max_restarts:
                 break
             arguments = again(arguments)
+            supervisor.resize(_left(arguments, processes) if supervisor.changed else processes)
             tell(json, "restart", _starting_again(arguments, number + 1, max_restarts))
     return code
+
+
+def _left(arguments: Sequence[str], processes: int) -> int:
+    """How many processes a run goes on with whose members have changed: one for each replica of its last checkpoint."""
+    folder = run_folder(arguments)
+    if folder is None or not any((folder / "checkpoint").glob("step-*")):
+        return processes
+    return int(Reader(folder / "checkpoint").manifest["options"]["replicas"])
 
 
 def _starting_again(arguments: Sequence[str], number: int, most: int) -> str:

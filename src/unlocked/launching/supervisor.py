@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -78,6 +78,15 @@ class Supervisor:
     def stopping(self) -> bool:
         """Whether this process was asked to stop."""
         return bool(self._signals)
+
+    @property
+    def changed(self) -> bool:
+        """Whether members of the last attempt could be lost or come."""
+        return self._registry().check(["elastic/run"])
+
+    def resize(self, processes: int) -> None:
+        """Start so many from now on."""
+        self._plan = replace(self._plan, processes=processes)
 
     def attempt(self, arguments: Sequence[str], number: int) -> int:
         """Start all children, wait until all have ended, and return the exit code; `number` counts attempts from 0."""
@@ -144,7 +153,7 @@ class Supervisor:
         self._voices.ended(child.rank, now)
         if code == 0 or self._failure is not None or self._killing or self._obeyed(code):
             return
-        if code < 0 and self._is_elastic():
+        if self._is_elastic() and (code < 0 or self._registry().check([f"gone/{child.rank}"])):
             self._bury(child, code, now)
             return
         self._failure = child.rank

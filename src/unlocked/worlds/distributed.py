@@ -137,6 +137,7 @@ class Distributed(Wired):
         self._running = True
         self._scheduler.start(programs)
         try:
+            self._refuse_lost()
             self._hold_back()
             self._scheduler.run_ready()
             while not self._scheduler.idle:
@@ -158,6 +159,11 @@ class Distributed(Wired):
             self._running = False
             self._scheduler.close()
         return self._timeline
+
+    def _refuse_lost(self) -> None:
+        """A loss that was no matter while programs ran freely, or came between two runs, is one now."""
+        if self.crew.elastic is not None and self.crew.elastic.lost and not self.free_running:
+            raise LostProcess(next(iter(self.crew.elastic.lost.values())))
 
     def clock(self) -> float:
         """Seconds of wall clock."""
