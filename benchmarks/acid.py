@@ -5,8 +5,9 @@
     python benchmarks/acid.py --quick                           both parts in minutes
     python benchmarks/acid.py --data parquet:DIR --full --device cuda     ResNet-18, all images, 300 epochs
 
-Two parts (`--only accuracy|speed` for one of them):
+Three parts (`--only rates|accuracy|speed` for one of them):
 
+    rates      what theory says of gossip alone (gossiping/rates.py)
     accuracy   4 to 64 workers on the simulated clock; "available" pairing (who is free meets whom), the truly asynchronous one.
                For N of --compared also pre-drawn "clocks", and one worker that is four times slower. All methods have the
                same samples per epoch, in the same order; learning rate --rate · N · batch / 256 after a linear warm-up, ÷ 10 at
@@ -36,7 +37,7 @@ import unlocked as ul
 from unlocked.allocator import keep_freed_memory
 
 from common import result
-from gossiping import reporting, throughput
+from gossiping import rates, reporting, throughput
 from gossiping.drawing import draw
 from gossiping.training import METHODS, Recipe, Row, Task, run
 from pipelines.crew import run_crew
@@ -57,7 +58,7 @@ QUICK = {"workers": [4, 16], "seeds": [0], "compared": [16], "subset": 1024, "ep
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("accuracy", "speed"))
+    parser.add_argument("--only", choices=("rates", "accuracy", "speed"))
     parser.add_argument("--data", default="digits", help="digits or parquet:DIR")
     parser.add_argument("--size", type=int, default=16, help="side of the images, which are resized; not of digits")
     parser.add_argument("--subset", type=int, default=4096, help="training images; not of digits")
@@ -68,8 +69,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="samples of a worker and gradient")
     parser.add_argument("--rate", type=float, default=0.2, help="learning rate of 256 samples per round")
     parser.add_argument("--warm-up", type=int, default=2, help="epochs")
-    parser.add_argument("--flops", type=float, default=1e9, help="of a simulated worker, per second")
-    parser.add_argument("--workers", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--flops", type=float, default=1e8, help="of a simulated worker, per second")
+    parser.add_argument("--workers", type=int, nargs="*", default=[64, 16, 4, 32, 8])
     parser.add_argument(
         "--compared", type=int, nargs="*", default=[16], help="N with clocks and with a slow worker, too"
     )
@@ -106,9 +107,9 @@ def load(options: argparse.Namespace) -> Any:
 
 
 def tasks(options: argparse.Namespace) -> Iterator[Task]:
-    """Seed by seed, the largest first within it."""
+    """Seed by seed."""
     for seed in options.seeds:
-        for workers in sorted(options.workers, reverse=True):
+        for workers in options.workers:
             yield from (Task(workers, name, "available", False, seed) for name in options.methods)
         for workers in options.compared:
             yield from (Task(workers, name, "available", True, seed) for name in options.methods)
@@ -185,6 +186,8 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
+    if options.only in (None, "rates"):
+        found["rates"] = rates.measure(options.workers)
     if options.only in (None, "accuracy"):
         found["accuracy"] = accuracies(options)
     if options.only in (None, "speed"):

@@ -60,7 +60,7 @@ class Recipe:
     warm_up: int = 2
     weight_decay: float = 5e-4
     clip: float = 1.0
-    flops: float = 1e9
+    flops: float = 1e8
     latency: float = 1e-4
     bandwidth: float = 1.25e7
     device: str = "cpu"

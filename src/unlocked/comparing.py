@@ -112,6 +112,11 @@ def _refuse_in_process(method: Method, config: RunConfig, world: str) -> None:
             raise InvalidChoice(
                 f"{rule.name} leaves the communicating to PyTorch, between processes; add --world distributed."
             )
+        if getattr(rule, "free", False) and world == "in-process" and config.cluster is None:
+            raise InvalidChoice(
+                f"{rule.name}(pairing='available') needs a clock or processes; take --world simulated or distributed, or "
+                "pairing='clocks'."
+            )
 
 
 def compare(made: Comparison, console: Console, as_json: bool) -> list[dict[str, Any]]:

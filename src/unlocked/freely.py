@@ -28,22 +28,30 @@ class Freely:
         if isinstance(plan.train, Domains):
             raise InvalidChoice("Replicas that run freely take batches of one data set; give one, or pairing='clocks'.")
         self._size = trainer.dealt
-        rounds = steps(len(plan.train), plan.batch_size, self._size)
-        self._begun = trainer.batch_in_epoch
-        self._pool = trainer.crew.pool(self._begun * self._size, rounds * self._size, self._size)
-        self._samples = 0
+        self._rounds = steps(len(plan.train), plan.batch_size, self._size)
 
     def run(self, elastic: bool) -> None:
         """To the end of the epoch, or to where all processes stop. `elastic`: members may be lost and come. Raises Interrupted,
         MembersChanged."""
+        self._interrupt.check(self._trainer.steps)
+        while True:
+            self._window(elastic)
+            self._interrupt.check(self._trainer.steps)
+            if self._trainer.batch_in_epoch >= self._rounds:
+                return  # else somebody had entered this step before all knew that they are to stop
+
+    def _window(self, elastic: bool) -> None:
+        """To the end of the epoch, or of the round at which somebody stops the pool."""
         trainer = self._trainer
-        self._interrupt.check(trainer.steps)
-        self._first = trainer.steps
+        self._begun, self._first = trainer.batch_in_epoch, trainer.steps
+        self._pool = trainer.crew.pool(self._begun * self._size, self._rounds * self._size, self._size)
         begin = trainer.world.clock()
-        trainer.update_freely(self._take, self._stepped)
+        trainer.update_freely(self._take, self._batch, self._stepped)
         seconds = trainer.world.clock() - begin
         rounds = self._pool.taken // self._size - self._begun
         trainer.batch_in_epoch, trainer.steps = self._begun + rounds, self._first + rounds
+        for weights in trainer.weights:
+            weights.round = trainer.steps
         trainer.elapsed += seconds
         trainer.book.samples += rounds * self._size * self._plan.batch_size
         trainer.book.seconds += seconds
@@ -51,15 +59,15 @@ class Freely:
         if elastic:
             roll_call(trainer, Path(str(self._plan.checkpoint)))
         trainer.settle()
-        self._interrupt.check(trainer.steps)
 
-    def _take(self, replica: int) -> tuple[int, Tensor, Tensor] | None:
-        trainer, plan = self._trainer, self._plan
+    def _take(self) -> int | None:
+        trainer = self._trainer
         if trainer.crew.stopping or trainer.crew.changing:
             self._pool.stop()
-        number = self._pool.take()
-        if number is None:
-            return None
+        return self._pool.take()
+
+    def _batch(self, number: int) -> tuple[int, Tensor, Tensor]:
+        trainer, plan = self._trainer, self._plan
         x, y = next(
             plan.train.batches(
                 plan.batch_size,
@@ -71,12 +79,12 @@ class Freely:
         )
         return self._first + number // self._size - self._begun, x, y
 
-    def _stepped(self, worker: Worker, losses: dict[str, float], samples: int) -> None:
+    def _stepped(self, worker: Worker, losses: dict[str, float], samples: int, began: int) -> None:
         trainer = self._trainer
         trainer.book.add(losses, 0, 0.0)
         if not worker.last:
             return
-        record = {"event": "step", "step": self._first + worker.version, "epoch": trainer.epoch, "phase": trainer.phase}
+        record = {"event": "step", "step": began + 1, "epoch": trainer.epoch, "phase": trainer.phase}
         record |= {"losses": mean_losses(losses, trainer.stages), "samples": samples, "seconds": 0.0}
         for callback in self._plan.callbacks:
             callback.on_step(trainer, record)

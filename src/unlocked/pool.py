@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .batch import Batch
+import torch
+
+from .worker import Link, Place, Worker
+
+_AHEAD = 2
 
 
 class Pool(Protocol):
@@ -52,29 +56,44 @@ def whole_rounds(taken: int, size: int) -> int:
     return -(-taken // size) * size
 
 
-class Tape:
-    """The updates of one replica. Its stages come to each at different times; whichever is first takes it from the pool.
+class Turns:
+    """A worker's way through the updates of its replica.
 
-    count: updates taken so far.
+    The first stage takes a batch from the pool and tells the other stages its number, wherever they live; it is at most
+    `_AHEAD` + J updates ahead of any of them, so that no replica takes batches that it cannot train on yet. count: updates so
+    far.
     """
 
-    def __init__(self, take: Callable[[], list[Batch] | None], stages: int) -> None:
-        self._take, self._stages = take, stages
-        self._updates: dict[int, tuple[list[Batch], int]] = {}  # with the number of stages that have still to come
-        self.count, self._over = 0, False
+    def __init__(self, worker: Worker, take: Callable[[], int | None]) -> None:
+        self._worker, self._take, self.count = worker, take, 0
+        others = range(1, worker.stages) if worker.first else (0,)
+        self._links = [Link(worker, Place(worker.replica, j)) for j in others]
 
-    def update(self, k: int) -> list[Batch] | None:
-        """The micro-batches of update k, counted from 0; None: there is no such update."""
-        if k == self.count and not self._over:
-            batches = self._take()
-            if batches is None:
-                self._over = True
-            else:
-                self._updates[k] = (batches, self._stages)
-                self.count += 1
-        if k not in self._updates:
-            return None
-        batches, left = self._updates.pop(k)
-        if left > 1:
-            self._updates[k] = (batches, left - 1)
-        return batches
+    async def next(self) -> int | None:
+        """The number of the next batch; None: there is no other."""
+        number = await (self._from_pool() if self._worker.first else self._from_first())
+        self.count += number is not None
+        return number
+
+    async def _from_pool(self) -> int | None:
+        ahead = _AHEAD + self._worker.stages
+        await self._worker.give_way(self.count)
+        if self.count >= ahead:
+            await self._wait_for_others()
+        number = self._take()
+        for link in self._links:
+            await link.send("pool", torch.tensor(-1 if number is None else number))
+        for _ in range(min(self.count, ahead - 1) if number is None else 0):
+            await self._wait_for_others()
+        return number
+
+    async def _wait_for_others(self) -> None:
+        for link in self._links:
+            await link.recv("pool")
+
+    async def _from_first(self) -> int | None:
+        (first,) = self._links
+        if self.count:
+            await first.send("pool", torch.zeros(0))  # the update before is over
+        number = int(await first.recv("pool"))
+        return None if number < 0 else number

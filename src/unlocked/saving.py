@@ -149,7 +149,8 @@ def _write_shards(trainer: Trainer, writer: Writer, hand_over: HandOver | None) 
 
 
 def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook, hand_over: HandOver | None) -> None:
-    rule, changed, regularisers = trainer.consensus, {}, trainer.regularisers
+    rule, changed = trainer.consensus, {}
+    regularisers: Sequence[Regulariser] | None = trainer.regularisers
     if hand_over is not None:
         rule, changed = hand_over.rule, {"replicas": hand_over.replicas}
         regularisers = None if regularisers is None else hand_over.dealt(regularisers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,13 +23,13 @@ from .credit.base import Credit as CreditRule
 from .credit.base import refuse_non_finite
 from .data import Domains, as_data
 from .delays import check_delays
-from .errors import InvalidChoice, LostPeer, LostProcess, choose
+from .errors import InvalidChoice, LostPeer, LostProcess, UnlockedError, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate, members
 from .fitting import Fitting, Plan
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
 from .merging import digest, fingerprint, fingerprint_of_updates
 from .mitigation import Mitigation
-from .pool import Tape
+from .pool import Turns
 from .population import Drawing, Initial, Regulariser, apply, check_initial, checked, classes_for, in_words
 from .rng import generator, seed_of
 from .saving import load_state, save_state
@@ -39,6 +38,30 @@ from .worker import Worker
 from .worlds import Distributed, InProcess, Simulated, World
 
 _KEPT = 6  # updates whose acts are kept of a window in which replicas run freely
+
+
+class _Given:
+    """The updates of a replica that runs freely, for its stages here, which come to each at different times."""
+
+    def __init__(self, trainer: Trainer, replica: int, batch: Callable[[int], tuple[int, Tensor, Tensor]]) -> None:
+        self._trainer, self._replica, self._batch = trainer, replica, batch
+        mine = [worker for worker in trainer.workers if worker.replica == replica]
+        self._stages, self._first = len(mine), mine[0].version
+        self._made: dict[int, tuple[int, list[Batch], int]] = {}  # with the number of stages that have still to come
+
+    def update(self, k: int, number: int) -> tuple[int, list[Batch]]:
+        """The round and the micro-batches of update k, counted from 0, of the batch of this number."""
+        began, batches, left = self._made.pop(k) if k in self._made else self._make(k, number)
+        if left > 1:
+            self._made[k] = (began, batches, left - 1)
+        return began, batches
+
+    def _make(self, k: int, number: int) -> tuple[int, list[Batch], int]:
+        trainer, update = self._trainer, self._first + k
+        began, x, y = self._batch(number)
+        x, y = trainer._regularised(self._replica, x, y, update)
+        rows = micro_batches(x, y, trainer.accumulate, update * trainer.accumulate, trainer.phase)
+        return began, list(rows), self._stages
 
 
 class Trainer:
@@ -166,6 +189,7 @@ class Trainer:
         self.activation_curve: list[int] = []
         self.memory: list[dict[str, Any]] = []
         self.training_data: Any = None
+        self._running = False
         self._settled = self._aligned = True  # see `settle`, and `Weights.realign`
         self.last_checkpoint: Path | None = None
 
@@ -277,20 +301,24 @@ class Trainer:
 
     def update_freely(
         self,
-        take: Callable[[int], tuple[int, Tensor, Tensor] | None],
-        stepped: Callable[[Worker, dict[str, float], int], None],
+        take: Callable[[], int | None],
+        batch: Callable[[int], tuple[int, Tensor, Tensor]],
+        stepped: Callable[[Worker, dict[str, float], int, int], None],
     ) -> None:
-        """Updates of replicas that run freely (`Consensus.free`), until `take(replica)` gives no more batches.
+        """Updates of replicas that run freely (`Consensus.free`), until `take()` gives no more numbers of batches.
 
-        It gives a batch with the number of the round it belongs to; `stepped` is told each worker's updates: the losses by
-        "replica.stage" and the samples.
+        batch: the batch of a number, with the round it belongs to (from 0). stepped: told each worker's updates: the losses by
+        "replica.stage", the samples and the round.
         """
         self._train_mode()
         for worker in self.workers:
             worker.losses.clear()
+        for weights in self.weights:
+            weights.round = self.steps
         self._begin_updates()
-        tapes = {r: Tape(self._taker(r, take), self.stages) for r in {worker.replica for worker in self.workers}}
-        programs = [(w, self._freely(k, tapes[w.replica], stepped)) for k, w in enumerate(self.workers)]
+        turns = [Turns(worker, take) for worker in self.workers]
+        made = {worker.replica: _Given(self, worker.replica, batch) for worker in self.workers}
+        programs = [(w, self._freely(k, turns[k], made[w.replica], stepped)) for k, w in enumerate(self.workers)]
         if isinstance(self.world, Distributed):
             self.world.free_running = True
         try:
@@ -300,36 +328,20 @@ class Trainer:
                 self.world.free_running = False
         self._aligned = True
         self.book.sent_in(self.timeline)
-        self.recent.append(self.timeline.ending(_KEPT / max(1, *(tape.count for tape in tapes.values()))))
+        self.recent.append(self.timeline.ending(_KEPT / max(1, *(turn.count for turn in turns))))
 
-    def _taker(self, replica: int, take: Callable[[int], tuple[int, Tensor, Tensor] | None]) -> Callable[[], Any]:
-        """The replica's next update, from its next batch."""
-        mine = [weights for weights in self.weights if weights.worker.replica == replica]
-        first = mine[0].worker.version
-        count = itertools.count(first * self.accumulate, self.accumulate)
-
-        def update() -> list[Batch] | None:
-            taken = take(replica)
-            if taken is None:
-                return None
-            number, x, y = taken
-            for weights in mine:
-                weights.round = max(weights.round, number + 1)
-            x, y = self._regularised(replica, x, y, number)
-            return list(micro_batches(x, y, self.accumulate, next(count), self.phase))
-
-        return update
-
-    async def _freely(self, k: int, tape: Tape, stepped: Callable[[Worker, dict[str, float], int], None]) -> None:
+    async def _freely(
+        self, k: int, turns: Turns, given: _Given, stepped: Callable[[Worker, dict[str, float], int, int], None]
+    ) -> None:
         worker, (stage, weights) = self.workers[k], self._stage(k)
         await weights.open()
-        update = 0
-        while (batches := tape.update(update)) is not None:
+        while (number := await turns.next()) is not None:
+            began, batches = given.update(turns.count - 1, number)
+            weights.round = max(weights.round, began + 1)
             await self.credit.run(worker, stage, weights.taken(batches), weights)
             losses, samples = self._losses_of(worker), sum(len(batch.x) for batch in batches)
             worker.losses.clear()
-            update += 1
-            stepped(worker, losses, samples)
+            stepped(worker, losses, samples, began)
         await weights.close()
 
     def _begin_updates(self) -> None:
@@ -413,7 +425,13 @@ class Trainer:
     def _run(
         self, programs: list[tuple[Worker, Any]], charged: bool = True, crossing: frozenset[str] | None = None
     ) -> Timeline:
+        if self._running:
+            raise UnlockedError(
+                "The replicas are running freely, so nothing else can be run or looked at now (this was asked for inside "
+                "on_step?); evaluate, save or settle in on_epoch, or take pairing='clocks'."
+            )
         self.world.crossing = self.crossing if crossing is None else crossing
+        self._running = True
         try:
             with random_state_kept(self.device):
                 return self.world.run(programs, charged)
@@ -425,6 +443,8 @@ class Trainer:
             for weights in self.weights:
                 weights.forget()
             raise
+        finally:
+            self._running = False
 
     def located(self, lost: LostProcess) -> LostProcess:
         """The sentence, and from where to go on."""

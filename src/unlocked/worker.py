@@ -84,6 +84,8 @@ class Transport(Protocol):
 
     async def until(self, here: Worker, when: float) -> None: ...
 
+    async def give_way(self, here: Worker, turn: float) -> None: ...
+
     def now(self, here: Worker) -> float: ...
 
     def say_first(self, here: Worker, name: str, value: float) -> float: ...
@@ -344,6 +346,10 @@ class Worker:
         In process, and under a virtual clock, those who wait for an earlier moment go on first; on real processes nobody waits.
         """
         await self.transport.until(self, when)
+
+    async def give_way(self, turn: float) -> None:
+        """Where workers take turns in a process without a clock: let those go first who are at an earlier turn."""
+        await self.transport.give_way(self, turn)
 
     @property
     def now(self) -> float:

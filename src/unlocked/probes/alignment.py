@@ -69,6 +69,8 @@ class Alignment:
     """
 
     def __init__(self, trainer: Trainer, every: int, records: list[dict[str, Any]]) -> None:
+        if trainer.consensus.free:
+            raise InvalidChoice("Replicas that run freely have no steps of all to look at; take pairing='clocks'.")
         if len(trainer.workers) != trainer.replicas * trainer.stages:
             raise InvalidChoice(
                 f"Backpropagation through all stages needs all of them here; this process has {len(trainer.workers)} of "

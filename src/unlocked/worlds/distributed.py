@@ -37,6 +37,7 @@ from .base import Program
 from .beside import Loss, SideThread, Threaded
 from .local import sizes
 from .placement import placement
+from .scheduler import Moment
 from .wired import Wired
 from .wiring import Event, Links, Wiring
 
@@ -275,6 +276,12 @@ class Distributed(Wired):
         if self._reduction == "backend":
             return self._backend_mean(here, channel, tensors)
         return super().begin_mean(here, channel, tensors)
+
+    async def give_way(self, here: Worker, turn: float) -> None:
+        """Take in what has happened; then those of this process go on who are at an earlier turn."""
+        while not self.events.empty():
+            self._handle(self.events.get())
+        await Moment(turn)
 
     def beside(self, here: Worker, words: str, program: Callable[[Worker], Coroutine[Any, Any, Any]]) -> Beside:
         """On the thread beside this one."""

@@ -67,6 +67,9 @@ class LocalWorkers:
     async def until(self, here: Worker, when: float) -> None:
         """Real time goes by itself: nobody waits."""
 
+    async def give_way(self, here: Worker, turn: float) -> None:
+        """Nothing to do: who waits for a message lets the others go on."""
+
     def now(self, here: Worker) -> float:
         """Seconds of this process's clock."""
         return time.perf_counter()

@@ -29,7 +29,7 @@ from ...errors import LostPeer
 from ...flat import flat, put
 from ...rng import generator
 from ...worker import Beside, Worker
-from ..base import Store
+from ..base import Store, unused_optimizer
 from .weights import Gossiped
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Available(Gossiped):
         self._met, self._last = 0, 0.0
         self._begun = False
         self._awake = self._ending = False  # whether `_turns` has a message to take, and whether it takes no other
-        self._draws = self._scheduled = 0
+        self._draws = 0
+        self._scheduled: int | None = None  # rounds that the schedule has followed, or stood still before its first
 
     # ---- the window ------------------------------------------------------------------------------------------------
 
@@ -74,6 +75,7 @@ class Available(Gossiped):
             self.copies.begin(self.averaged, 0.0)
             self._begun = True
         self._origin = worker.say_first(f"gossip/{worker.stage}/{self._windows}", worker.now)
+        self._opened, self._met = self.round, sum(self.exchanges.values())
         self._over, self._partner, self._asked = False, None, None
         self._ended, self._refused = set(), set()
         self._awake = self._ending = False
@@ -109,6 +111,10 @@ class Available(Gossiped):
             self._due += due
         await self._wake(self.worker)
 
+    def update(self) -> None:
+        self._schedule_until(self.round - 1)  # the rate of the round that the batch belongs to
+        super().update()
+
     def _draw_due(self) -> int:
         half = 0.5 * float(self.graph.strengths[self.worker.replica])
         place = (self.worker.stage, self.worker.replica, self.worker.version)
@@ -137,12 +143,17 @@ class Available(Gossiped):
             self._unit = self.worker.say_first(f"gossip/{self.worker.stage}/unit", max(self._seconds, 1e-9))
 
     def _step_schedule(self) -> None:
-        """The schedule follows what all replicas have done together, not this one's own updates."""
+        """The schedule follows what all replicas have done together (`update`, `end_window`), not this one's own updates."""
+
+    def _schedule_until(self, rounds: int) -> None:
         if self.store.scheduler is None or self.store.clock != "step":
             return
-        while self._scheduled < self.round:
-            self.store.scheduler.step()
-            self._scheduled += 1
+        if self._scheduled is None:  # rounds of another rule, or of another stage's training, are not this schedule's
+            self._scheduled = self._opened
+        with unused_optimizer():
+            while self._scheduled < rounds:
+                self.store.scheduler.step()
+                self._scheduled += 1
 
     # ---- beside them -----------------------------------------------------------------------------------------------
 
@@ -268,11 +279,16 @@ class Available(Gossiped):
         if self._begun:
             self.copies.flow(time)
             put(self.copies.x, self.averaged)
+            if self._stepped:
+                self._schedule_until(self.round)
             self.copies.time, self._windows, self._begun = 0.0, self._windows + 1, False
 
     def renumber(self, former: Sequence[int]) -> None:
         """The replicas that were these go on, in this order."""
         self.exchanges = {former.index(j): count for j, count in self.exchanges.items() if j in former}
+
+    async def realign(self) -> None:
+        """Replicas that run freely count their own updates: there is nothing to align."""
 
     def forget(self) -> None:
         super().forget()
@@ -290,6 +306,6 @@ class Available(Gossiped):
     def load_carried(self, state: Mapping[str, Any]) -> None:
         super().load_carried(state)
         self._windows, self._due, self._draws = (int(state.get(key, 0)) for key in ("windows", "due", "draws"))
-        self._scheduled = int(state.get("scheduled", 0))
+        self._scheduled = state.get("scheduled")
         self._unit, self._seconds = state.get("unit"), state.get("seconds")
         self._met = sum(self.exchanges.values())
