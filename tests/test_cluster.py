@@ -229,7 +229,7 @@ def test_a_message_under_way_a_busy_process_or_any_change_is_no_deadlock(now):
 
 def test_a_failure_that_is_reported_is_told_as_it_is_before_a_suspicion(now, monkeypatch):
     store, beats = crew(2)
-    beats[0].suspect("Process 1 is gone: closed.")
+    beats[0].suspect(1, "Process 1 is gone: closed.")
     slept = []
 
     def sleep(seconds):
@@ -248,7 +248,7 @@ def test_a_suspicion_nobody_knows_better_of_is_told_after_a_moment(now, monkeypa
     slept = []
     monkeypatch.setattr(heartbeat.time, "sleep", slept.append)
     for how in ("first", "second"):
-        beats[0].suspect(how)
+        beats[0].suspect(1, how)
     beats[0]._beat()
     beats[1]._beat()
     assert beats[0].told == beats[1].told == ["first"]

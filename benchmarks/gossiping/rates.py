@@ -1,7 +1,7 @@
 """What theory says without gradients: the exact rates at which E‖πx‖² decays on the ring, per gradient, and when it does not.
 
-A²CiD²'s η and α̃ belong to the nominal rates. `delivered`: the least share of the nominal exchanges, in steps of 0.05, with which
-E‖πx‖² still decays.
+A²CiD²'s η and α̃ belong to the nominal rates. `delivered`: the least share of the nominal exchanges, in steps of 0.05, with
+which E‖πx‖² still decays.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def measure(sizes: Sequence[int]) -> list[Row]:
         rows.append(row)
         print(
             f"  N = {n:2d}   {row['gossip 1']:.4f}   {row['gossip 2']:.4f}   {row['A²CiD² 1']:.4f} = × "
-            f"{row['A²CiD² 1'] / row['gossip 2']:.2f} of gossip at rate 2;   decays down to {row['delivered']:.2f} of the exchanges"
+            f"{row['A²CiD² 1'] / row['gossip 2']:.2f} of gossip at rate 2;   decays down to "
+            f"{row['delivered']:.2f} of the exchanges"
         )
     return rows
 

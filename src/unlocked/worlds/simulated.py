@@ -339,7 +339,7 @@ class Simulated(MeetingWorkers):
         """Onto the wire as soon as it is free; the sender goes on once it has handed the message over."""
         size, begin = bytes_of(x), self._clock.now
         key = (here.place, there, channel)
-        if there == here.place:  # a word to what goes on beside it
+        if there == here.place and size == 0:  # a word to what goes on beside it
             self._boxes[key].append((begin, x))
             self._clock.wake_at(key, begin)
             return
@@ -368,9 +368,9 @@ class Simulated(MeetingWorkers):
         if arrival > self._clock.now:
             await until(arrival)
         box.popleft()
-        if there == here.place:
-            return x
         size = bytes_of(x)
+        if there == here.place and size == 0:
+            return x
         await self._busy(here, self._network.receive.at(size))
         self._act(here, "R", channel, size, there, begin)
         return x
