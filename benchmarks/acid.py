@@ -11,7 +11,7 @@ Three parts (`--only rates|accuracy|speed` for one of them):
     accuracy   4 to 64 workers on the simulated clock; "available" pairing (who is free meets whom), the truly asynchronous one.
                For N of --compared also pre-drawn "clocks", and one worker that is four times slower. All methods have the
                same samples per epoch, in the same order; learning rate --rate · N · batch / 256 after a linear warm-up, ÷ 10 at
-               half and three quarters; no weight decay of vectors, gradients clipped at norm 1. The mean's BatchNorm
+               half and three quarters; no weight decay of vectors. The mean's BatchNorm
                statistics are estimated anew.
     speed      2 and 4 real processes whose gradients take --pad seconds (by sleep, which leaves the cores free), one of them
                four times as long: samples per second (gossiping/throughput.py)
@@ -68,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4, help="samples of a worker and gradient")
     parser.add_argument("--rate", type=float, default=0.2, help="learning rate of 256 samples per round")
+    parser.add_argument("--clip", type=float, help="largest norm of a worker's gradient (AR-SGD: of the mean gradient)")
     parser.add_argument("--warm-up", type=int, default=2, help="epochs")
     parser.add_argument("--flops", type=float, default=1e8, help="of a simulated worker, per second")
     parser.add_argument("--workers", type=int, nargs="*", default=[64, 16, 4, 32, 8])
@@ -93,7 +94,7 @@ def arguments() -> argparse.Namespace:
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """What is alike for all trainings."""
-    chosen = ("network", "epochs", "batch", "rate", "warm_up", "flops", "device")
+    chosen = ("network", "epochs", "batch", "rate", "warm_up", "clip", "flops", "device")
     small = {"width": options.width, "depth": options.depth} if options.network == "cnn" else {}
     return Recipe(options=small, **{name: getattr(options, name) for name in chosen})
 

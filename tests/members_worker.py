@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     folder: Path
     epochs: int = 12
     rounds: int = 12
-    pause: float = 0.005
+    pause: float = 0.01
     come_within: float | None = (
         None  # seconds that the members of a new generation have to come together; None: as usual
     )
@@ -319,9 +319,9 @@ def killing(plan: Plan, kills: int, seed: int, buried: bool, deadline: float = 1
     with Processes(live, plan.workers, plan) as running:
         registry = dist.PrefixStore(Seat(0, 1, "", 0, True, 0).base, running.store)
         for kill in range(kills):
-            share = (kill + source.uniform(0.1, 0.6)) / kills
+            share = (kill + source.uniform(0.2, 0.6)) / (kills + 1)  # so that enough is left to do after the last
             wait(lambda share=share: progress(plan) >= share * len(plan.batches), running, alive, end)
-            time.sleep(source.uniform(0.0, 0.5))
+            time.sleep(source.uniform(0.0, 0.3))
             victim = source.choice(alive)
             alive.remove(victim)
             running.processes[victim].kill()
@@ -350,5 +350,6 @@ def wait(what: Callable[[], bool], running: Processes, alive: list[int], end: fl
         for number in alive:
             if running.processes[number].exitcode not in (None, 0):
                 running.result(number, 1.0)
+        assert any(running.processes[number].is_alive() for number in alive), "they ended before it was so"
         assert time.monotonic() < end, "they hang"
         time.sleep(0.01)

@@ -59,7 +59,7 @@ class Recipe:
     rate: float = 0.2
     warm_up: int = 2
     weight_decay: float = 5e-4
-    clip: float = 1.0
+    clip: float | None = None
     flops: float = 1e8
     latency: float = 1e-4
     bandwidth: float = 1.25e7

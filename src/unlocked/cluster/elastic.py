@@ -155,6 +155,7 @@ class Members:
         told = [json.loads(self._store.get(f"roll/{turn}/{n}")) for n in present]
         lost = [self._store.get(f"gone/{n}").decode() for n in self.numbers if n not in present]
         self._turn += 1
+        self._seen = -1  # somebody may have left for the next one already
         if not joining and not changed and len(present) == len(self.numbers):
             return Succession(self.seat, self.numbers, list(range(len(present))), 0, told, [])
         numbers = [*present, *joining]
