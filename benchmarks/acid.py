@@ -52,7 +52,7 @@ FULL = {
     "warm_up": 5,
     "flops": 1e13,
 }
-QUICK = {"workers": [4, 16], "seeds": [0], "compared": [16], "subset": 1024, "epochs": 4, "processes": [2], "passes": 1}
+QUICK = {"workers": [4, 16], "seeds": [0], "compared": [], "subset": 1024, "epochs": 4, "processes": [2], "passes": 1}
 
 
 def arguments() -> argparse.Namespace:
