@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
 import pytest
@@ -12,7 +10,7 @@ from torch import nn
 
 import unlocked as ul
 from test_distributed import here
-from test_gossip import Recorded, Watch, blank, everything
+from test_gossip import Recorded, Stop, Watch, blank, everything
 from unlocked.worlds import Distributed
 
 from methods import batch, data, mlp
@@ -86,18 +84,6 @@ class Slow(nn.Module):
     def forward(self, x):
         time.sleep(Slow.seconds)
         return x
-
-
-class StopOne(ul.callbacks.Callback):
-    """Ctrl-C on this process after so many of its updates."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def on_step(self, trainer, record):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def chain():
@@ -185,7 +171,7 @@ def stopped(cluster, folder, rule):
         made = freely(world, 3, rule)
         begin = weights_here(made)
         Watch.seen.clear()
-        callbacks = [StopOne(15)] if cluster.rank == 1 else []
+        callbacks = [Stop(15)] if cluster.rank == 1 else []
         with pytest.raises(ul.Interrupted):  # all hear of it with the next signs of life
             made.fit(
                 data(4 * BATCHES), 10_000, batch_size=4, callbacks=callbacks, checkpoint=folder, checkpoint_every=10_000

@@ -15,7 +15,9 @@ Row = dict[str, Any]
 def draw(file: Path, rows: Sequence[Row]) -> None:
     """Three panels: of equal workers that meet who is free."""
     rows = [r for r in rows if r["accuracy"] is not None and r["pairing"] == "available" and not r["slow"]]
-    names = list(dict.fromkeys(row["method"] for row in rows))
+    names = sorted(
+        dict.fromkeys(row["method"] for row in rows), key=lambda name: name.startswith("AR")
+    )  # last: no distance
     sizes = sorted({row["workers"] for row in rows})
 
     def against(name: str, of: Any) -> tuple[list[float], list[float]]:
@@ -34,14 +36,16 @@ def draw(file: Path, rows: Sequence[Row]) -> None:
         curves(first, {n: against(n, lambda row: 100 * row["accuracy"]) for n in names}, "workers", "% correct", "o")
         title(first, "Test accuracy of the mean")
         curves(second, {n: against(n, middle) for n in apart}, "workers", "‖xᵢ − x̄‖ / ‖x̄‖", "o")
-        title(second, "Consensus distance, half way")
+        title(second, "Distance, half way")
         curves(third, {n: over(n) for n in apart}, "epoch", "‖xᵢ − x̄‖ / ‖x̄‖", "o")
-        title(third, f"Consensus distance, N = {sizes[-1]}")
+        title(third, f"Distance, N = {sizes[-1]}")
         for axes in (first, second):
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [str(n) for n in sizes])
         for axes in (second, third):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         first.legend()
 
     figure(file, 3, fill, width=4.0, columns=3)

@@ -52,6 +52,14 @@ def _of_edges(edges: Edges, replicas: int) -> Graph:
     return Graph.make(replicas, pairs, [edge[2] if len(edge) == 3 else 1.0 for edge in edges])
 
 
+def refuse_no_graph(given: Any) -> None:
+    """Raises InvalidChoice for what cannot be a rule's graph."""
+    if not isinstance(given, (str, tuple)):
+        raise InvalidChoice(
+            f"graph={given!r} is not possible; give a name such as 'ring', a tuple of edges (i, j), or a Graph."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnGraph(Consensus):
     """What rules on a graph share.
@@ -78,10 +86,7 @@ class OnGraph(Consensus):
             raise InvalidChoice(f"rate={self.rate!r} is not possible; give exchanges per gradient, more than 0.")
         if isinstance(self.graph, Graph):
             object.__setattr__(self, "graph", tuple(self.graph.pairs()))
-        if not isinstance(self.graph, (str, tuple)):
-            raise InvalidChoice(
-                f"graph={self.graph!r} is not possible; give a name such as 'ring', a tuple of edges (i, j), or a Graph."
-            )
+        refuse_no_graph(self.graph)
 
     def among(self, former: Sequence[int], joined: int, replicas: int) -> Self:
         """The rule of those who go on: of the N replicas the `former` ones, in this order, and so many that join.

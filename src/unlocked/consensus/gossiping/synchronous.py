@@ -19,6 +19,7 @@ from ...graphs import Graph
 from ...worker import Worker
 from ..base import Consensus, Store, Weights
 from .observing import distance_to_mean, summary
+from .rule import refuse_no_graph
 
 Rows = list[Tensor]
 
@@ -72,10 +73,7 @@ class Synchronous(Consensus):
     def __post_init__(self) -> None:
         if isinstance(self.graph, Graph):
             object.__setattr__(self, "graph", self._edges_of(self.graph))
-        if not isinstance(self.graph, (str, tuple)):
-            raise InvalidChoice(
-                f"graph={self.graph!r} is not possible; give a name such as 'ring', a tuple of edges (i, j), or a Graph."
-            )
+        refuse_no_graph(self.graph)
         if not (isinstance(self.period, int) and self.period >= 1):
             raise InvalidChoice(
                 f"period={self.period!r} is not possible; give a whole number of updates of at least 1."
