@@ -11,6 +11,9 @@ so that an edge is used λ_ij times per gradient, from either end. All of it goe
 Moments are on one clock for all, in gradients of a usual replica: the exchange is at the moment of the answer, and what is
 taken in later has flowed since. So Σ x and Σ x̃ are conserved once all have flowed to a common moment (`settle`).
 
+Where the network is too slow for the exchanges that are due, η is lowered with the share of them that the last window had:
+with the η of exchanges that there are not, x and x̃ can run apart on long rings (docs/results/gossip_training.md).
+
 Which exchanges take place depends on who is faster: on the simulated clock alike every time, on processes not.
 """
 
@@ -64,6 +67,11 @@ class Available(Gossiped):
         self._begun = False
         self._awake = self._ending = False  # whether `_turns` has a message to take, and whether it takes no other
         self._draws = 0
+        self._counted = 0  # exchanges of earlier windows
+        self._nominal_eta, self._delivered = (
+            self.copies.eta,
+            1.0,
+        )  # η, and the share of the exchanges due that there were
         self._scheduled: int | None = None  # rounds that the schedule has followed, or stood still before its first
 
     # ---- the window ------------------------------------------------------------------------------------------------
@@ -262,12 +270,23 @@ class Available(Gossiped):
 
     async def settle(self) -> None:
         """All flow to a common moment, and agree how long a gradient takes; the weights are then what is trained."""
-        mine = torch.tensor([self.moment, self._seconds or 0.0], dtype=torch.float64)
+        met = sum(self.exchanges.values()) - self._counted
+        mine = torch.tensor([self.moment, self._seconds or 0.0, met], dtype=torch.float64)
         rows = torch.stack(await self.worker.replicas.gather("gossip/times", mine))
         known = rows[:, 1][rows[:, 1] > 0]
-        self.end_window(float(rows[:, 0].max()))
+        passed = float(rows[:, 0].max())
+        self.end_window(passed)
+        self._counted += met
+        self._mix_as_delivered(passed, float(rows[:, 2].sum()))
         if len(known):
             self._unit = float(known.mean())
+
+    def _mix_as_delivered(self, passed: float, met: float) -> None:
+        """η belongs to the exchanges that there are: where the network delivers a share of those due, so much of η."""
+        due = passed * float(self.graph.strengths.sum())
+        if due > 0.0:
+            self._delivered = min(1.0, met / due)
+            self.copies.eta = self._nominal_eta * self._delivered
 
     @property
     def moment(self) -> float:
@@ -286,6 +305,7 @@ class Available(Gossiped):
     def renumber(self, former: Sequence[int]) -> None:
         """The replicas that were these go on, in this order."""
         self.exchanges = {former.index(j): count for j, count in self.exchanges.items() if j in former}
+        self._counted = sum(self.exchanges.values())
 
     async def realign(self) -> None:
         """Replicas that run freely count their own updates: there is nothing to align."""
@@ -300,6 +320,7 @@ class Available(Gossiped):
             "due": self._due,
             "draws": self._draws,
             "unit": self._unit,
+            "delivered": self._delivered,
         }
         return super().carried() | own | {"seconds": self._seconds, "scheduled": self._scheduled}
 
@@ -307,5 +328,7 @@ class Available(Gossiped):
         super().load_carried(state)
         self._windows, self._due, self._draws = (int(state.get(key, 0)) for key in ("windows", "due", "draws"))
         self._scheduled = state.get("scheduled")
+        self._delivered = float(state.get("delivered", 1.0))
+        self.copies.eta, self._counted = self._nominal_eta * self._delivered, sum(self.exchanges.values())
         self._unit, self._seconds = state.get("unit"), state.get("seconds")
         self._met = sum(self.exchanges.values())
