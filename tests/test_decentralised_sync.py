@@ -145,6 +145,7 @@ def compare(rule, reference, *, stages, optimizer, steps=8):
     assert torch.stack(weights_of(made)).std(0).max() > 1e-3  # they differ
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("order", ["combine-then-adapt", "adapt-then-combine"])
 @pytest.mark.parametrize(
     ("graph", "n", "edges", "period", "optimizer", "stages"),
@@ -433,6 +434,7 @@ def mixed_session(rule, credit, world=None):
     )
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("rule", "credit"), PAIRS)
 def test_resumed_is_not_stopped_and_a_clock_changes_no_number(rule, credit, tmp_path):
     stops = range(3, 6) if getattr(rule, "overlap", 0) == 2 else (3, 4)  # each in another part of a period
@@ -451,6 +453,7 @@ def test_resumed_is_not_stopped_and_a_clock_changes_no_number(rule, credit, tmp_
     assert_same(state(train(ul.Trainer.resume(tmp_path / "timed", blank()), 4, 6)), expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("rule", "credit"), PAIRS)
 def test_after_a_step_that_failed_training_goes_on(rule, credit):
     for bad, victim in [(0, 1), (4, 3)]:

@@ -21,6 +21,7 @@ from unlocked.cluster.rendezvous import Seat
 from unlocked.errors import CannotJoin, LostProcess
 from unlocked.worlds import Distributed
 
+import methods
 from methods import assert_same, data, mlp, trainer
 from processes import At, Failed, Processes, Training, finished, kill_me, killed, run_processes
 
@@ -204,12 +205,13 @@ TRAINING = Training(session, blank, train, here)
 
 
 @pytest.mark.timeout(300)
-def test_killed_twenty_times_and_resumed_equals_never_stopped(tmp_path):
-    """The four workers on two processes, every fifth time on four: a run goes on on any number of them."""
+def test_killed_many_times_and_resumed_equals_never_stopped(tmp_path):
+    """The four workers on two processes, every fifth time on four: a run goes on on any number of them. Twenty times with
+    `--all-pairs`."""
     source = random.Random(5)
     whole = session()
     train(whole)
-    kills = sorted(source.randint(1, whole.steps - 1) for _ in range(20))
+    kills = sorted(source.randint(1, whole.steps - 1) for _ in range(20 if methods.ALL_PAIRS else 8))
     for number, update in enumerate(kills):
         processes = 4 if number % 5 == 0 else 2
         told = killed(TRAINING, processes, tmp_path, source.randrange(processes), update)
