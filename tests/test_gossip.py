@@ -306,6 +306,17 @@ def test_the_mean_is_moved_by_gradients_only_however_late_messages_are(rule, lat
     assert sum(weights.stale for weights in made.weights) >= 1
 
 
+@pytest.mark.parametrize("latency, bandwidth, least, most", [(0.0, float("inf"), 0.75, 1.0), (5.0, 100.0, 0.0, 0.6)])
+def test_eta_follows_the_share_of_exchanges_that_the_network_delivers(latency, bandwidth, least, most):
+    world = on_a_clock(Hardware(network=uniform(latency, bandwidth)))
+    made = apart(session(ACiD(rate=2.0, pairing="available"), replicas=4, optimizer=Recorded, world=world))
+    nominal = made.consensus.parameters(made.weights[0].graph)[0]
+    assert all(weights.copies.eta == nominal for weights in made.weights)
+    made.fit(data(96), 1, batch_size=2)
+    (eta,) = {weights.copies.eta for weights in made.weights}  # alike on all
+    assert least * nominal < eta <= most * nominal
+
+
 # ---- the same numbers everywhere -------------------------------------------------------------------------------------
 
 
