@@ -36,6 +36,8 @@ def _laws(*names: str) -> frozenset[str]:
 
 
 ALL_PAIRS = False  # set by conftest.py
+LIKE_DGL = ("infopro", "infopro-contrast", "dgl-auglocal", "dgl-man", "dgl-shared", "async-dgl", "gn-dgl")
+MET_BY_THEM = ("all-reduce", "wash")
 SMALL = ul.heads.MLPHead(hidden=6, depth=1)
 
 CREDITS = [
@@ -44,6 +46,32 @@ CREDITS = [
     Row("greedy", lambda: ul.credit.Greedy(head=SMALL, budget=None), _laws("local", "one_stage_is_backprop", "phased")),
     Row("dgl", lambda: ul.credit.DGL(head="linear", budget=None), _laws("local", "one_stage_is_backprop")),
     Row("predsim", lambda: ul.credit.PredSim(budget=None), _laws("local", "one_stage_is_backprop")),
+    Row("infopro", ul.credit.InfoPro, _laws("local", "one_stage_is_backprop")),
+    Row(
+        "infopro-contrast",
+        lambda: ul.credit.InfoPro("contrast", temperature=0.5),
+        _laws("local", "one_stage_is_backprop"),
+    ),
+    Row(
+        "dgl-auglocal",
+        lambda: ul.credit.DGL(head=ul.heads.AugLocalHead(2), budget=None),
+        _laws("local", "one_stage_is_backprop"),
+    ),
+    Row(
+        "dgl-man",
+        lambda: ul.credit.DGL(head=ul.heads.MANHead(0.9, period=2, fresh=False), budget=None),
+        _laws("local", "one_stage_is_backprop"),
+    ),
+    Row(
+        "dgl-shared",
+        lambda: ul.credit.DGL(head=ul.heads.SharedUnembeddingHead(period=2), budget=None),
+        _laws("local", "one_stage_is_backprop"),
+    ),
+    Row(
+        "async-dgl",
+        lambda: ul.credit.AsyncDGL(2, policy="uniform", rates="equal", head="linear", budget=None),
+        _laws("local", "one_stage_is_backprop"),
+    ),
     Row(
         "interlocking0",
         lambda: ul.credit.Interlocking(0, head="linear", budget=None),
@@ -51,6 +79,11 @@ CREDITS = [
     ),
     Row("interlocking1", lambda: ul.credit.Interlocking(1, head=SMALL, budget=None), _laws("one_stage_is_backprop")),
     Row("interlocking2", lambda: ul.credit.Interlocking(2, head=SMALL, budget=None), _laws("one_stage_is_backprop")),
+    Row(
+        "gn-dgl",
+        lambda: ul.credit.GNDGL(head="linear", budget=None, stop_gradient=True, diversity=0.5),
+        _laws("local", "one_stage_is_backprop"),
+    ),
     Row("1f1b", lambda: ul.credit.OneFOneB(2), _laws()),
     Row("pipedream", ul.credit.PipeDream, _laws("one_stage_is_backprop", "delayed")),
     Row("pipedream-2bw", ul.credit.PipeDream2BW, _laws("delayed")),
@@ -149,10 +182,12 @@ def allowed_pairs() -> list[tuple[Row, Row]]:
     ddg and features-replay are pipedream and delayed-gradients with a factor (a law in test_delayed.py); delayed rules
     meet WASH by modules only. Rules that average now and then do so after an update, whoever made it (with backprop:
     test_averaging.py, test_averaging_processes.py). Rules whose replicas have one micro-batch at a time refuse delayed ones,
-    and see no difference between the others but whether a gradient comes back and whether all stages train.
+    and see no difference between the others but whether a gradient comes back and whether all stages train. Rules that are dgl
+    with other heads, or with one group at every depth, meet only consensus rules that read layers or begin exchanges early.
     """
     rows = [row for row in CREDITS if row.name not in ("ddg", "features-replay")]
     pairs = [(credit, rule) for credit in rows for rule in CONSENSUS]
+    pairs = [(credit, rule) for credit, rule in pairs if credit.name not in LIKE_DGL or rule.name in MET_BY_THEM]
     few = {"one_at_a_time": ("backprop", "greedy", "interlocking1"), "averages": ("greedy", "pipedream")}
     for law, names in few.items():
         pairs = [(credit, rule) for credit, rule in pairs if law not in rule.laws or credit.name in names]

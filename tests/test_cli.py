@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from unlocked import Trainer, consensus, credit, models
 from unlocked.cli import main
 from unlocked.config import Options, RunConfig, resolve
+from unlocked.errors import InvalidChoice
 from unlocked.loop import Interrupted
 from unlocked.method_names import Call, Method, OfStages, parse_call, parse_method
 from unlocked.run_files import alone_in, forget_after, read_config, read_events
@@ -78,6 +79,25 @@ def calls(rules: Any) -> st.SearchStrategy[Call]:
 @given(st.builds(Method, calls(credit.ALL), calls(consensus.ALL), st.integers(1, 9)))
 def test_a_method_is_its_text(method: Method) -> None:
     assert parse_method(str(method)) == method
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("1c2f", "1c2f"),
+        ("1c2f(hidden=8)", "1c2f(hidden=8)"),
+        ("1c2f(convolutions=2)", "1c2f(convolutions=2)"),
+        ("0c1f(dense=3)", "1c2f(convolutions=0,dense=3)"),
+        ("dgl-mlp(reductions=2)", "dgl-mlp-sr(reductions=2)"),
+        ("man(momentum=0.9)", "man(momentum=0.9)"),
+    ],
+)
+def test_a_head_with_options_is_its_text(head: str, said: str) -> None:
+    method = parse_method(f"dgl(head={head},budget=None)")
+    assert str(method) == f"dgl(head={said},budget=None)"
+    assert parse_method(str(method)) == method
+    with pytest.raises(InvalidChoice, match="head linear has no options; leave out 'x'"):
+        parse_method("dgl(head=linear(x=1))")
 
 
 @settings(deadline=None, max_examples=30)

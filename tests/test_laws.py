@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unlocked as ul
+from unlocked.batch import Batch
 from unlocked.losses import logits
 from unlocked.simulation.retiming import retimed
 from unlocked.timeline import Timeline
@@ -35,10 +36,10 @@ def gradients(session):
 
 def head_losses(chain, x, y):
     """The loss of every stage's head at the true activations, with one graph through all stages."""
-    losses = []
+    given, losses = Batch(x, y), []
     for stage in chain:
         x = stage(x)
-        losses.append(stage.loss(stage.read(x), y))
+        losses.append(stage.judge(stage.read(x), given))
     return losses
 
 
@@ -147,7 +148,7 @@ def test_no_gradient_of_a_local_rule_leaves_its_stage(row, loud):
     for factor in (1.0, 1e3):
         session = trainer(row.make(), stages=4)
         stage = session.chains[0][loud]
-        stage.loss = lambda output, y, f=stage.loss, k=factor: k * f(output, y)
+        stage.judge = lambda output, batch, f=stage.judge, k=factor: k * f(output, batch)
         session.step(*batch())
         results.append({name: p.detach().clone() for name, p in torch.nn.Module.named_parameters(session.chains[0])})
     changed = {name.split(".")[1] for name in results[0] if not torch.equal(results[0][name], results[1][name])}

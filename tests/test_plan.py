@@ -342,12 +342,13 @@ def test_every_rule_is_tried_once_on_every_mesh_and_those_of_torch_are_named():
     tried += [(one.method, one.stages, 0) for one in plan.infeasible]
     assert len(tried) == len(set(tried))
     names = {method.partition("(")[0].partition("/")[0].partition("@")[0] for method, _, _ in tried}
-    assert names == {kind.name for kind in ul.credit.ALL if not kind.needs_processes}
+    assert names == {kind.name for kind in ul.credit.ALL if not kind.needs_processes and kind.planned}
     pairs = {method.partition("/")[2].partition("@")[0] for method, _, _ in tried} - {""}
     unasked = {kind.name for kind in ul.consensus.ALL if not kind.planned}
+    unplanned = {kind.name for kind in ul.credit.ALL if not kind.planned}
     simulated = {kind.name for kind in ul.consensus.ALL if not kind.needs_processes}
     assert pairs == simulated - unasked - {"independent"}
-    assert any(all(name in line for name in unasked) for line in plan.assumptions)
+    assert any(all(name in line for name in unasked | unplanned) for line in plan.assumptions)
     named = ul.plan(tower(), X, batch=BATCH, devices=2, hardware=WIRED, credit=["backprop"], consensus=sorted(unasked))
     assert {row.method.partition("/")[2].partition("@")[0] for row in named.rows} - {""} == unasked
     assert any(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         mitigation,
         models,
         population,
+        probes,
         simulation,
         soups,
         worlds,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import UnlockedError
     from .loop import Interrupted
     from .planning import Plan, plan
+    from .residency import OneStage
     from .session import Trainer
     from .timeline import Act, Timeline
 
@@ -42,6 +44,7 @@ __all__ = [
     "Act",
     "Chain",
     "Interrupted",
+    "OneStage",
     "Plan",
     "Stage",
     "Timeline",
@@ -59,6 +62,7 @@ __all__ = [
     "models",
     "plan",
     "population",
+    "probes",
     "simulation",
     "soups",
     "worlds",
@@ -68,6 +72,7 @@ _HOMES = {
     "Act": "timeline",
     "Chain": "chain",
     "Interrupted": "loop",
+    "OneStage": "residency",
     "Plan": "planning",
     "Stage": "chain",
     "Timeline": "timeline",

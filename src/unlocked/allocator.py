@@ -15,10 +15,19 @@ def keep_freed_memory() -> bool:
     Process-wide, for good; results are the same, resident memory stays at its peak. The command line does it; in a program
     of your own call it once, before training on a CPU. Returns False where the C library is not glibc (nothing is changed).
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
+    mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is None:
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 256 * 2**20))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def return_freed_memory() -> None:
+    """Ask the C library to give the system back what lies free between what is used. Does nothing where it is not glibc."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    return ctypes.CDLL(ctypes.util.find_library("c")) if sys.platform.startswith("linux") else None

@@ -10,12 +10,20 @@ from torch import Tensor
 from .errors import InvalidChoice
 
 
+class Samples(NamedTuple):
+    """Which samples these are: `numbers` (B,) int64 on the CPU, of `total` there are; `data`: a fingerprint of them all."""
+
+    numbers: Tensor
+    total: int
+    data: int
+
+
 class Batch(NamedTuple):
     """What one replica sees at once.
 
     x: inputs (B, …); y: targets (B, …); number: of this micro-batch since training began; weight: its share of the
     step's samples (1 without gradient accumulation), by which its loss is multiplied; phase: which part of the training
-    this is, for methods that train stages one after the other.
+    this is, for methods that train stages one after the other; samples: which ones, where a method asks for that.
     """
 
     x: Tensor
@@ -23,14 +31,20 @@ class Batch(NamedTuple):
     number: int = 0
     weight: float = 1.0
     phase: int = 0
+    samples: Samples | None = None
 
 
-def micro_batches(x: Tensor, y: Tensor, count: int, first: int, phase: int) -> Iterator[Batch]:
+def micro_batches(
+    x: Tensor, y: Tensor, count: int, first: int, phase: int, known: Samples | None = None
+) -> Iterator[Batch]:
     """Split a batch into `count` parts, as equal as can be; weights are their shares of the samples."""
     samples = len(x)
+    numbers = (
+        [None] * count if known is None else [known._replace(numbers=n) for n in known.numbers.tensor_split(count)]
+    )
     parts = zip(x.tensor_split(count), y.tensor_split(count)) if count > 1 else [(x, y)]
     for k, (x_part, y_part) in enumerate(parts):
-        yield Batch(own_memory(x_part), own_memory(y_part), first + k, len(x_part) / samples, phase)
+        yield Batch(own_memory(x_part), own_memory(y_part), first + k, len(x_part) / samples, phase, numbers[k])
 
 
 def own_memory(x: Tensor) -> Tensor:

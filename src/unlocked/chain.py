@@ -3,6 +3,10 @@
     stage j = body f_j (a part of the user's network), optional head a_j (an auxiliary network), loss ℓ_j
     chain   = f_J ∘ … ∘ f_1, the ordinary network; heads are beside it, not in it
 
+Neuron groups: several stages may stand side by side at one depth. Each of them reads all that the depth below puts out, its
+groups' outputs joined along channels; `layout` says how many there are at each depth, (1, 2, 2, 1) say, and stages are
+numbered depth by depth. Without groups the layout is all ones.
+
 `cut` (cutting.py) makes a chain from a whole model; a chain can also be written by hand from any modules.
 """
 
@@ -10,14 +14,29 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
 from .errors import CannotCut, UnlockedError
-from .losses import Loss, cross_entropy
+from .losses import Loss, cross_entropy, reads_input
+
+
+class Loan(NamedTuple):
+    """Weights of one stage that another's head reads, sent in every step whose number `period` divides (credit/lending.py).
+
+    names: of the tensors in the lender's stage. likes: their shapes and dtypes, without values.
+    """
+
+    borrower: int
+    lender: int
+    period: int
+    names: tuple[str, ...]
+    likes: tuple[Tensor, ...]
 
 
 class Stage(nn.Module):
@@ -35,6 +54,9 @@ class Stage(nn.Module):
         self.body = body
         self.head = head
         self.loss: Loss = loss or cross_entropy
+        self.reads_siblings = False  # whether the head reads what all groups of its depth put out
+        self.lends: tuple[Loan, ...] = ()
+        self.borrows: Loan | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The body's output."""
@@ -43,6 +65,10 @@ class Stage(nn.Module):
     def read(self, h: Tensor) -> Any:
         """What the loss sees of the body's output `h`: the head's output, or `h` itself."""
         return h if self.head is None else self.head(h)
+
+    def judge(self, output: Any, batch: Batch) -> Tensor:
+        """The stage's loss of what `read` gave; a loss with `reads_input` is given the network's input, too."""
+        return self.loss(output, batch.y, batch.x) if reads_input(self.loss) else self.loss(output, batch.y)  # type: ignore[call-arg]
 
 
 class Chain(nn.Module):
@@ -54,8 +80,9 @@ class Chain(nn.Module):
         names: for each tensor of the ordinary network's state: (user's name, stage, name inside that stage's body).
             Default: `"{stage}.{name inside the body}"`, as in an nn.Sequential of the bodies.
         recipe: how to build the same chain again, as JSON (see cutting.py), or None if only the user's code can.
+        layout: how many stages stand side by side at each depth; default: one.
 
-    Raises CannotCut if a parameter stands in two stages.
+    Raises CannotCut if a parameter stands in two stages, or the layout has another number of stages.
     """
 
     def __init__(
@@ -64,6 +91,7 @@ class Chain(nn.Module):
         like: Tensor | None = None,
         names: Sequence[tuple[str, int, str]] | None = None,
         recipe: Mapping[str, Any] | None = None,
+        layout: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not stages:
@@ -72,6 +100,7 @@ class Chain(nn.Module):
             if not isinstance(stage, Stage):
                 raise CannotCut(f"Stage {j} is a {type(stage).__name__}; wrap it: Stage(body, head=…, loss=…).")
         self.stages = nn.ModuleList(stages)
+        self.layout = Layout(layout if layout is not None else [1] * len(stages), len(stages))
         self.names = list(names) if names is not None else _default_names(stages)
         self.recipe = dict(recipe) if recipe is not None else None
         self.like = None if like is None else like.detach()[:2].clone()
@@ -88,15 +117,32 @@ class Chain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The ordinary network's output."""
-        for stage in self.stages:
-            x = stage(x)
+        for row in self.layout.rows:
+            x = join([self[j](x) for j in row])
         return x
 
-    def read(self, x: Tensor, depth: int) -> Any:
-        """The output of the head at stage `depth` (the network's own output at the last one)."""
-        for stage in list(self)[: depth + 1]:
-            x = stage(x)
-        return self[depth].read(x)
+    def walk(
+        self, x: Tensor, call: Callable[[int, Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(j, input, output of the body) of every stage, in order. `call`: what gives the output (default: the stage)."""
+        for row in self.layout.rows:
+            outputs = []
+            for j in row:
+                outputs.append(call(j, x) if call is not None else self[j](x))
+                yield j, x, outputs[-1]
+            x = join(outputs)
+
+    def read(self, x: Tensor, stage: int) -> Any:
+        """The output of the head at `stage` (the network's own output at the last one)."""
+        return next(self[stage].read(seen) for j, seen in self.seen(x) if j == stage)
+
+    def seen(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(j, what the head of stage j reads) of every stage, in order: the stage's output, or that of its whole depth."""
+        for row in self.layout.rows:
+            outputs = [self[j](x) for j in row]
+            x = join(outputs)
+            for j, h in zip(row, outputs):
+                yield j, x if self[j].reads_siblings else h
 
     def blank(self, device: torch.device | str) -> Chain:
         """A new chain of the same making whose parameters and buffers are not initialised ("meta": not even allocated)."""
@@ -172,6 +218,49 @@ class Chain(nn.Module):
                 elif own:
                     layers.append((j, name, [parameter for _, parameter in own]))
         return layers
+
+
+class Layout:
+    """How many stages stand side by side at each depth. `rows`: the numbers of the stages of each depth."""
+
+    def __init__(self, groups: Sequence[int], stages: int) -> None:
+        if any(not isinstance(count, int) or count < 1 for count in groups) or sum(groups) != stages:
+            raise CannotCut(
+                f"layout={list(groups)} does not fit {stages} stage(s); give how many stand side by side at each depth, whole "
+                "numbers of at least 1 that add up to the number of stages."
+            )
+        if groups[-1] != 1:
+            raise CannotCut(f"layout={list(groups)} ends with {groups[-1]} stages side by side; the last must be one.")
+        self.groups = tuple(groups)
+        self.rows = [range(end - count, end) for count, end in zip(groups, accumulate(groups))]
+        self._depths = [depth for depth, count in enumerate(groups) for _ in range(count)]
+
+    @property
+    def plain(self) -> bool:
+        """Whether every depth has one stage."""
+        return len(self.groups) == len(self._depths)
+
+    def depth(self, stage: int) -> int:
+        """At which depth a stage stands, from 0."""
+        return self._depths[stage]
+
+    def row(self, depth: int) -> range:
+        """The stages of a depth; none below the first and above the last."""
+        return self.rows[depth] if 0 <= depth < len(self.rows) else range(0)
+
+    def beside(self, stage: int) -> range:
+        """The stages of its depth, itself included."""
+        return self.rows[self._depths[stage]]
+
+
+def join(outputs: Sequence[Tensor]) -> Tensor:
+    """The outputs of a depth's groups, one beside the other: channels of (B, C, H, W), entries of (B, D) and (B, T, D)."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), channel_axis(outputs[0]))
+
+
+def channel_axis(x: Tensor) -> int:
+    """Where groups are joined: 1 of (B, C, H, W) and (B, D), 2 of (B, T, D)."""
+    return 2 if x.dim() == 3 else 1
 
 
 def refuse_shared_parameters(chain: Chain) -> None:

@@ -31,6 +31,7 @@ from .commands import (
     Launch,
     Methods,
     Plan,
+    Probe,
     Report,
     Soup,
     Timeline,
@@ -164,6 +165,10 @@ def _run(command: Any, text: str, launched: list[str]) -> int:
         from .soup_command import soup
 
         return soup(command, _console())
+    if isinstance(command, Probe):
+        from .probe_command import probe
+
+        return probe(command, _console())
     if isinstance(command, Join):
         from .join_command import join
 
@@ -224,6 +229,10 @@ def _compare(command: Compare, text: str) -> int:
         raise KeyboardInterrupt(f"Stopped; everything so far is saved in {folder}. Go on with: {again}") from stop
     from .report import write_report
 
+    if command.probe:
+        from .probe_command import probe_comparison
+
+        probe_comparison(folder, console, command.device, command.json)
     report = write_report(folder)
     failed = any(row["failed"] for row in rows)
     if command.json:

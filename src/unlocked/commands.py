@@ -45,6 +45,11 @@ class Train(Options, ClusterOptions):
     """Network interface, by name or address; None: that of the route to the rendezvous host."""
     stuck_after: float = 30.0
     """Seconds without a sign of life after which a process counts as stuck."""
+    probe: bool = False
+    """Afterwards also probe the network, as unlocked probe does; the report shows it."""
+    resident: Literal["all", "disk", "host"] = "all"
+    """Stages in memory: all; or one at a time, the others in files of the run's folder (disk) or, if they compute on a GPU,
+    in the host's memory (host). The numbers are the same. For rules whose stages learn alone."""
     json: bool = False
     """Print JSON lines only: each epoch, then the result."""
 
@@ -65,6 +70,8 @@ class Compare(Options, ClusterOptions):
     """Processes of a distributed run; None: one per replica and stage."""
     out: Path | None = None
     """Folder of the comparison; None: runs/compare-<time>. Runs already there are not repeated."""
+    probe: bool = False
+    """Afterwards also probe the networks, as unlocked probe does; the report shows it."""
     json: bool = False
     """Print JSON lines only: each run, then the table."""
 
@@ -149,6 +156,30 @@ class Soup:
     """Replace an existing file."""
     device: str = "auto"
     """auto (CUDA if there is one), cpu, cuda, cuda:1, …"""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Probe trained networks: what each stage has made of the data, and how far its aim is from backpropagation's."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or of comparisons (all their runs)."""
+    plot: Path | None = None
+    """Figure to write, .png or .svg: probes, losses, cosines and ranks by depth."""
+    data: str | None = None
+    """Data as in train; None: that of the run."""
+    subset: int | None = None
+    """Only this many training samples; None: as in the run."""
+    pool: int = 1
+    """Feature maps are averaged over this many windows each way; 1: over all of space."""
+    gradient_samples: int = 1024
+    """Training samples, about, for the gradients."""
+    batch_size: int = 256
+    """Samples of a batch."""
+    device: str = "auto"
+    """Where to compute; auto: cuda if there is one, else cpu."""
     json: bool = False
     """Print one line of JSON."""
 
@@ -372,6 +403,7 @@ COMMANDS: dict[str, Any] = {
     "trace": Trace,
     "export": Export,
     "soup": Soup,
+    "probe": Probe,
     "graph": Graph,
     "join": Join,
     "calibrate": Calibrate,

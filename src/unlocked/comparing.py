@@ -21,7 +21,7 @@ from .errors import InvalidChoice
 from .live import LiveComparison, Progress, in_percent
 from .method_names import Method, make_consensus, make_credit, parse_method
 from .run_files import alone_in, machine, read_json, versions, write_json, write_text
-from .running import is_complete, load_data, refuse_other_run
+from .running import is_complete, load_data, refuse_other_run, workers_of
 from .simulation.options import in_words
 from .table import as_markdown, row_of
 from .workers import Outcome, Pool, Task
@@ -58,7 +58,7 @@ class Comparison:
         """How many processes a run has of its own, or None."""
         if self.world != "distributed":
             return None
-        workers = config.replicas * config.stages
+        workers = workers_of(config)
         return workers if self.processes is None else min(self.processes, workers)
 
     def run_folder(self, method: Method, seed: int) -> Path:

@@ -21,7 +21,7 @@ from .modes import modes_kept
 def untouched(module: nn.Module) -> Iterator[None]:
     """Run a module inside; afterwards its buffers (BatchNorm statistics), its gradients, its train/eval modes and the
     global random state are what they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers() if _writable(buffer)]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
@@ -31,9 +31,15 @@ def untouched(module: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, saved in buffers:
-                buffer.copy_(saved)
+                if _writable(buffer):
+                    buffer.copy_(saved)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def _writable(x: Tensor) -> bool:
+    """Not an expanded one; those of a stage that is not in memory (residency/) are, too."""
+    return x.numel() < 2 or 0 not in x.stride()
 
 
 def run_once(module: nn.Module, x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from . import costs
 from .chain import Chain, Stage
 from .errors import CannotCut, choose
+from .heads.budget import HeadLike
+from .losses import Loss, cross_entropy
 from .models import from_recipe
 from .models.pieces import Piece, pieces_of
 from .partition import partition
@@ -30,8 +32,13 @@ def cut(
     like: Tensor | None = None,
     balance: Balance = "flops",
     at: Sequence[str] | None = None,
+    loss: Loss | None = None,
+    groups: int | Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
+    stem: str = "shared",
+    final: HeadLike | None = None,
 ) -> Chain:
-    """Split `model` into a chain of stages that share its parameters.
+    """Split `model` into a chain of stages that share its parameters, or, with `groups`, into neuron groups that do not.
 
     Args:
         model: an nn.Sequential, a model with `pieces()` (those of `unlocked.models`), a supported Hugging Face model, or,
@@ -41,22 +48,55 @@ def cut(
         balance: what to balance, per stage: "flops" of the forward, "time" of forward and backward (measured here),
             "parameters", or "memory" (bytes kept for the backward).
         at: names of submodules; each ends a stage. J is then one more than there are names, and nothing is balanced.
+        loss: (output, target) → scalar, the network's own; local heads take it over. None: cross-entropy.
+        groups: None: the ordinary cut. G: each of the `stages` depth modules is split into G groups along its channels
+            (grouping/cutting.py), `layout` (1, G, …, G, 1) with the stem and the final layer as depths of their own. Several
+            numbers: one for each module (1: not split; those left out, too); every layer is a module if `stages` is left out.
+        sizes: instead of balancing, how many parts with weights each stage takes; with groups: each module, without stem and
+            final layer.
+        stem: with groups: "shared", a depth of its own, or "split", each group of the first module has its slice of it.
+        final: with groups: a head (name, recipe or function; heads/) in the place of the model's last layer, drawn from a seed
+            of its own, seed_of(0, "final", 0); None: the model's own.
 
-    Returns a Chain with chain(x) = model(x) bit for bit. Raises CannotCut, with a sentence, when that is not possible.
+    Returns a Chain with chain(x) = model(x) bit for bit; with groups the weights are copies of the model's slices, scaled for
+    the inputs that a group does not see (grouping/slicing.py). Raises CannotCut, with a sentence, when that is not possible.
     """
     if like is None:
         raise CannotCut("cut needs an example batch to follow the shapes: cut(model, stages, like=x).")
+    choose("balance", balance, costs.MEASURES)
+    if groups is not None:
+        from .grouping import grouped  # it needs this file
+
+        chain = grouped(model, groups, like, stages, balance, at, sizes, stem, final)
+    elif final is not None or stem != "shared":
+        raise CannotCut("stem= and final= belong to neuron groups; give groups=, too.")
+    else:
+        chain = _ungrouped(model, stages, like, balance, at, sizes)
+    if loss is not None and loss is not cross_entropy:
+        chain[-1].loss, chain.recipe = loss, None  # a checkpoint cannot say what the user's own function is
+    return chain
+
+
+def _ungrouped(
+    model: nn.Module,
+    stages: int | None,
+    like: Tensor,
+    balance: str,
+    at: Sequence[str] | None,
+    sizes: Sequence[int] | None,
+) -> Chain:
     if at is not None:
+        if sizes is not None:
+            raise CannotCut("Both sizes= and at= say where stages end; give one of them.")
         if stages is not None and stages != len(at) + 1:
             raise CannotCut(f"{len(at)} split point(s) make {len(at) + 1} stages, but stages={stages} was given too.")
         bodies = split_at(model, at, like)
         recipe = None
     else:
-        choose("balance", balance, costs.MEASURES)
         units = _units(_pieces(model))
-        sizes = _sizes(units, stages, like, balance)
-        bodies = _bodies(units, sizes)
-        recipe = {"model": model.recipe, "sizes": sizes} if hasattr(model, "recipe") else None
+        row = _sizes(units, stages, like, balance) if sizes is None else _given_sizes(units, stages, sizes)
+        bodies = _bodies(units, row)
+        recipe = {"model": model.recipe, "sizes": row} if hasattr(model, "recipe") else None
     chain = Chain([Stage(body) for body in bodies], like, _user_names(model, bodies), recipe)
     _check_same(model, chain, like)
     return chain
@@ -64,6 +104,10 @@ def cut(
 
 def from_recipe_of_chain(recipe: Mapping[str, Any], like: Tensor) -> Chain:
     """The chain that `cut` made from a model of `unlocked.models`, with fresh weights; `recipe` is `chain.recipe`."""
+    if "layout" in recipe:
+        from .grouping import from_grouped_recipe  # it needs this file
+
+        return from_grouped_recipe(recipe, like)
     model = from_recipe(recipe["model"])
     bodies = _bodies(_units(_pieces(model)), recipe["sizes"])
     return Chain([Stage(body) for body in bodies], like, _user_names(model, bodies), recipe)
@@ -103,6 +147,23 @@ def _sizes(units: list[list[Piece]], stages: int | None, like: Tensor, balance: 
             f"stages={stages} is not possible: this model has {len(units)} parts with weights ({names}), "
             f"so give a whole number from 1 to {len(units)}."
         )
+    return partition(_costs(units, like, balance), stages)
+
+
+def _given_sizes(units: list[list[Piece]], stages: int | None, sizes: Sequence[int]) -> list[int]:
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes)
+    if not whole or sum(sizes) != len(units) or stages not in (None, len(sizes)):
+        raise CannotCut(
+            f"sizes={list(sizes)} is not possible"
+            + (f" with stages={stages}" if stages is not None else "")
+            + ": give, for "
+            f"each stage, a whole number of at least 1; they must add up to the {len(units)} parts with weights of this model."
+        )
+    return list(sizes)
+
+
+def _costs(units: list[list[Piece]], like: Tensor, balance: str) -> list[float]:
+    """What each unit costs, by the measure `balance`."""
     measure = costs.MEASURES[balance]
     x, weights = like, []
     for unit in units:
@@ -111,7 +172,7 @@ def _sizes(units: list[list[Piece]], stages: int | None, like: Tensor, balance: 
         x = costs.run_once(module, x)
         if not isinstance(x, Tensor):
             raise CannotCut(f"{unit[-1].name} returns a {type(x).__name__}; between stages there must be one tensor.")
-    return partition(weights, stages)
+    return weights
 
 
 def _bodies(units: list[list[Piece]], sizes: Sequence[int]) -> list[nn.Module]:

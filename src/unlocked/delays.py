@@ -61,6 +61,7 @@ def state_in_flight(weights: Weights) -> dict[str, Any]:
         "pending": weights.pending,
         "gradients": [x.grad for x in weights.parameters] if weights.pending else [],
         "mitigation": None if weights.mitigating is None else weights.mitigating.state(),
+        "buffer": None if weights.buffer is None else weights.buffer.state(),
     }
     return laid_out(state)
 
@@ -73,6 +74,8 @@ def load_in_flight(credit: Credit, stage: Stage, weights: Weights, state: Mappin
         x.grad = gradient
     if weights.mitigating is not None and state["mitigation"] is not None:
         weights.mitigating.load(state["mitigation"])
+    if credit.buffers and state.get("buffer") is not None:  # under a rule without buffers they are let go
+        credit.buffered(weights).load(state["buffer"])
     if not state["queue"] and state["standing"] is None:
         return
     if not isinstance(credit, Delayed) or not same:

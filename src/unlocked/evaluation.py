@@ -7,6 +7,7 @@ All functions here are called by every process of a run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,13 @@ from .batchnorm import reestimating
 from .chain import Chain, Stage
 from .consensus.base import Weights
 from .loop import random_state_kept
-from .losses import logits
+from .losses import classifies, logits
 from .modes import modes_kept
+from .rules.ensemble import layerwise as mixture
 from .worker import Link, Place, Worker
 
 if TYPE_CHECKING:
+    from .credit.base import Credit
     from .session import Trainer
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -37,6 +40,7 @@ class Evaluation:
     loss, accuracy: of the network itself (one replica) or of the averaged network (several).
     stages: (loss, accuracy) read at each stage's head, None where there is none; the last entry is the network's own.
     members: accuracy of each replica. ensemble: accuracy of their mean prediction. Empty/None for one replica.
+    layerwise: accuracy of all heads of the network together (rules/ensemble.py); None if no stage below the last has one.
     """
 
     loss: float
@@ -44,6 +48,7 @@ class Evaluation:
     stages: list[tuple[float, float | None] | None]
     members: list[float | None]
     ensemble: float | None
+    layerwise: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
@@ -51,21 +56,21 @@ class Evaluation:
 
 
 class Score:
-    """Sums of losses and hits over batches, kept on the device."""
+    """Sums of losses and hits over batches, kept on the device. samples: how many."""
 
     def __init__(self) -> None:
         self._loss: Tensor | float = 0.0
         self._hits: Tensor | float = 0.0
         self._targets = 0
-        self._samples = 0
+        self.samples = 0
         self._classes = True
 
-    def add(self, output: Any, y: Tensor, loss: Tensor | None) -> None:
-        """One batch: the head's output (or logits), its targets and the mean loss."""
-        self._samples += len(y)
+    def add(self, output: Any, y: Tensor, loss: Tensor | None, classes: bool = True) -> None:
+        """One batch: the head's output (or logits), its targets and the mean loss. `classes`: are they scores?"""
+        self.samples += len(y)
         if loss is not None:
             self._loss = self._loss + loss.detach() * len(y)
-        self._classes = self._classes and not y.is_floating_point()
+        self._classes = self._classes and classes and not y.is_floating_point()
         if self._classes:
             self._targets += y.numel()
             self._hits = self._hits + (logits(output).argmax(-1) == y).sum()
@@ -73,7 +78,7 @@ class Score:
     @property
     def loss(self) -> float:
         """Mean loss."""
-        return float(self._loss) / self._samples
+        return float(self._loss) / self.samples
 
     @property
     def accuracy(self) -> float | None:
@@ -85,17 +90,17 @@ class Score:
 
 
 @torch.no_grad()
-def _through(stage: Stage, visit: Callable[[Tensor], None], x: Tensor) -> Tensor:
-    h = stage(x)
-    visit(h)
-    return h
+def _without_graph(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    return function(x)
 
 
-async def _pass(worker: Worker, stage: Stage, batch: Batch, visit: Callable[[Tensor], None]) -> None:
-    """A batch goes through the stage to the next one; `visit` sees the output."""
+async def _pass(worker: Worker, stage: Stage, batch: Batch, credit: Credit, visit: Callable[[Tensor], None]) -> None:
+    """A batch goes through the stage to the next one; `visit` sees what the stage's head reads, the output mostly."""
     x = await worker.own_below.recv("evaluation", batch)
     worker.at(batch.number)
-    await worker.own_above.send("evaluation", worker.seeded(_through, (stage, visit, x)))
+    h = worker.seeded(_without_graph, (stage, x))
+    await worker.own_above.send("evaluation", h)
+    worker.seeded(_without_graph, (visit, await credit.seen_by_head(worker, stage, h)))
 
 
 async def _average(worker: Worker, weights: Weights, into: Stages) -> None:
@@ -108,6 +113,7 @@ async def _average(worker: Worker, weights: Weights, into: Stages) -> None:
 
 async def _collect(worker: Worker, stage: Stage, into: Sequence[Chain]) -> None:
     """Every stage sends its tensors to the first one of replica 0, which puts them into the chains, one for each replica."""
+    worker.at_hand()
     tensors = [x.detach() for x in [*stage.parameters(), *stage.buffers()]]
     if worker.place != Place(0, 0):
         for x in tensors:
@@ -119,10 +125,10 @@ async def _collect(worker: Worker, stage: Stage, into: Sequence[Chain]) -> None:
             x.detach().copy_(tensors[k] if own else await Link(worker, place).recv("collecting", x))
 
 
-async def _together(worker: Worker, output: Tensor, y: Tensor, score: Score) -> None:
+async def _together(worker: Worker, output: Tensor, y: Tensor, score: Score, classes: bool) -> None:
     """Score the mean of the replicas' predicted probabilities."""
     rows = await worker.replicas.gather("ensemble", torch.softmax(output, dim=-1))
-    score.add(sum(rows), y, None)
+    score.add(sum(rows), y, None, classes)
 
 
 # ---- what the session offers -----------------------------------------------------------------------------------------
@@ -139,10 +145,15 @@ def _network(trainer: Trainer, copies: bool) -> Stages:
     """The stages, of the workers here, of the network that is judged: replica 0's own, or copies with the mean of all."""
     if trainer.networks == 1:
         whole = [weights for weights in trainer.weights if weights.worker.replica == 0]
-        return {weights.worker.place: weights.plain_copy() if copies else weights.stage for weights in whole}
+        return {weights.worker.place: _copy(weights) if copies else weights.stage for weights in whole}
     stages: Stages = {}
     _run(trainer, lambda worker, weights: _average(worker, weights, stages))
     return {place: stage for place, stage in stages.items() if place.replica == 0}
+
+
+def _copy(weights: Weights) -> Stage:
+    weights.worker.at_hand()
+    return weights.plain_copy()
 
 
 def _sweep(trainer: Trainer, stages: Stages, batch: Batch, visit: Callable[[Place, Tensor], None]) -> None:
@@ -150,7 +161,9 @@ def _sweep(trainer: Trainer, stages: Stages, batch: Batch, visit: Callable[[Plac
 
     def program(worker: Worker, weights: Weights) -> Coroutine[Any, Any, None] | None:
         place = worker.place
-        return _pass(worker, stages[place], batch, lambda h: visit(place, h)) if place in stages else None
+        if place not in stages:
+            return None
+        return _pass(worker, stages[place], batch, trainer.credit, lambda seen: visit(place, seen))
 
     _run(trainer, program)
 
@@ -159,7 +172,7 @@ def refresh_batchnorm(trainer: Trainer, stages: Stages, batches: Batches) -> Non
     """Estimate the BatchNorm statistics of the stages and their heads anew: plain means over the given batches."""
     with reestimating(*stages.values()):
         for number, (x, y) in enumerate(batches):
-            _sweep(trainer, stages, Batch(x, y, number), lambda place, h: _ignore(stages[place].read(h)))
+            _sweep(trainer, stages, Batch(x, y, number), lambda place, seen: _ignore(stages[place].read(seen)))
 
 
 def _ignore(value: object) -> None:
@@ -178,7 +191,7 @@ def averaged(trainer: Trainer, refresh: Batches | None) -> Chain | None:
 def members(trainer: Trainer) -> list[Chain] | None:
     """Each of the trainer's networks as a new chain, in the order of the replicas, on rank 0; None elsewhere."""
     whole = [weights for weights in trainer.weights if weights.worker.replica < trainer.networks]
-    return _collected(trainer, {weights.worker.place: weights.plain_copy() for weights in whole}, trainer.networks)
+    return _collected(trainer, {weights.worker.place: _copy(weights) for weights in whole}, trainer.networks)
 
 
 def _collected(trainer: Trainer, stages: Stages, count: int) -> list[Chain] | None:
@@ -197,7 +210,7 @@ def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:
 
     async def program(worker: Worker, weights: Weights) -> None:
         outputs: list[Tensor] = []
-        await _pass(worker, weights.stage, Batch(x, x), outputs.append)
+        await _pass(worker, weights.stage, Batch(x, x), trainer.credit, outputs.append)
         if worker.last:
             mine = torch.softmax(logits(outputs[0]), dim=-1)
             rows = [mine] if trainer.networks == 1 else await worker.replicas.gather("ensemble", mine)
@@ -229,27 +242,70 @@ def evaluate(trainer: Trainer, batches: Batches, depth: int, refresh: Batches | 
     members, together = {worker.place: Score() for worker in readers}, {worker.place: Score() for worker in readers}
     whole = [*network.values(), *(weights.stage for weights in population)]
 
-    def score(place: Place, h: Tensor) -> None:
+    voters = _voters(trainer, depth)
+    said: dict[Place, Tensor] = {}
+    layerwise = Score()
+
+    def score(place: Place, seen: Tensor) -> None:
         if place in stages:
-            output = network[place].read(h)
-            stages[place].add(output, y, network[place].loss(output, y))
+            output = network[place].read(seen)
+            stages[place].add(output, y, network[place].judge(output, Batch(x, y)), classifies(network[place].loss))
+            if place.stage in voters and y.dim() == 1:
+                said[place] = torch.softmax(logits(output), dim=-1)
 
     async def member(worker: Worker, weights: Weights) -> None:
         outputs: list[Tensor] = []
-        await _pass(worker, weights.stage, Batch(x, y), outputs.append)
+        await _pass(worker, weights.stage, Batch(x, y), trainer.credit, outputs.append)
         if worker.stage == depth:
-            output = _read(weights.stage, outputs[0])
-            members[worker.place].add(output, y, None)
-            await _together(worker, output, y, together[worker.place])
+            output, classes = _read(weights.stage, outputs[0]), classifies(weights.stage.loss)
+            members[worker.place].add(output, y, None, classes)
+            await _together(worker, output, y, together[worker.place], classes)
 
     with modes_kept(*whole), torch.no_grad():
         for stage in whole:
             stage.eval()
         for x, y in batches:
             _sweep(trainer, network, Batch(x, y), score)
+            if voters and y.dim() == 1 and not y.is_floating_point():
+                voting = functools.partial(_vote, trainer=trainer, voters=voters, said=said, y=y, score=layerwise)
+                _run(trainer, voting)
             if population:
                 _run(trainer, member)
-    return _merge(trainer, depth, stages, members, together)
+    return _merge(trainer, depth, stages, members, together, layerwise)
+
+
+def _voters(trainer: Trainer, depth: int) -> list[int]:
+    """The stages whose heads make up the layerwise ensemble; none where the network's own output is all there is."""
+    heads = [j for j, stage in enumerate(trainer.template) if stage.head is not None and classifies(stage.loss)]
+    return [*heads, trainer.stages - 1] if heads and depth == trainer.stages - 1 else []
+
+
+def _vote(
+    worker: Worker,
+    weights: Weights,
+    trainer: Trainer,
+    voters: list[int],
+    said: dict[Place, Tensor],
+    y: Tensor,
+    score: Score,
+) -> Coroutine[Any, Any, None] | None:
+    """The last stage of replica 0 scores what all heads say together."""
+    if worker.replica or worker.stage not in voters:
+        return None
+
+    async def program() -> None:
+        mine = said.pop(worker.place)
+        if not worker.last:
+            await Link(worker, Place(0, trainer.stages - 1)).send("layerwise", mine)
+            return
+        rows: dict[int, list[Tensor]] = {}
+        for j in voters:
+            row = mine if j == worker.stage else await Link(worker, Place(0, j)).recv("layerwise")
+            if row.shape == mine.shape:
+                rows.setdefault(trainer.template.layout.depth(j), []).append(row)
+        score.add(mixture(rows), y, None)
+
+    return program()
 
 
 def _read(stage: Stage, h: Tensor) -> Tensor:
@@ -257,13 +313,19 @@ def _read(stage: Stage, h: Tensor) -> Tensor:
 
 
 def _merge(
-    trainer: Trainer, depth: int, stages: dict[Place, Score], members: dict[Place, Score], together: dict[Place, Score]
+    trainer: Trainer,
+    depth: int,
+    stages: dict[Place, Score],
+    members: dict[Place, Score],
+    together: dict[Place, Score],
+    layerwise: Score,
 ) -> Evaluation:
     """The scores of all processes, on every one of them."""
     mine = {
         "stages": [[place.stage, score.loss, score.accuracy] for place, score in stages.items()],
         "members": [[place.replica, score.accuracy] for place, score in members.items()],
         "ensemble": [score.accuracy for place, score in together.items() if place.replica == 0],
+        "layerwise": [layerwise.accuracy] if layerwise.samples else [],
     }
     found = trainer.crew.share(mine)
     scored: dict[int, tuple[float, float | None]] = {
@@ -278,4 +340,5 @@ def _merge(
             for _, accuracy in sorted((pair for part in found for pair in part["members"]), key=lambda pair: pair[0])
         ],
         voted[0] if voted else None,
+        next((accuracy for part in found for accuracy in part["layerwise"]), None),
     )

@@ -56,7 +56,8 @@ def write_weights(to: Path, state: Mapping[str, Tensor], recipe: object, about: 
 
 
 def _recipe(chain: Chain) -> object:
-    return None if chain.recipe is None else chain.recipe["model"]
+    """None: only the user's code can build it, or it has neuron groups, which `models.from_recipe` does not know."""
+    return None if chain.recipe is None or "layout" in chain.recipe else chain.recipe["model"]
 
 
 def _number(member: str, replicas: int) -> int:

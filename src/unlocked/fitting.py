@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from .batch import Samples
 from .callbacks import Callback
 from .consensus.base import unused_optimizer
 from .errors import InvalidChoice, LostProcess, MembersChanged
+from .feature_cache import check_cached, fingerprint, keeps_features, numbered, remove_features
 from .freely import Freely
 from .handing_over import after_loss, become_elastic, is_elastic
 from .loop import EpochBook, Interrupt, Interrupted, interrupted, mean_losses
 from .merging import measured_steps
+from .own_rates import OwnRates, buffers_of_epoch
 from .probes.step import Metering, live_peak, merged
 from .worlds import Distributed
 
@@ -65,6 +69,9 @@ class Fitting:
                 f"{trainer.credit.name} trains each stage for {trainer.epochs_per_phase} epochs in this run, not "
                 f"{plan.epochs}."
             )
+        if keeps_features(trainer.credit):
+            check_cached(trainer, plan.train)
+            self._data = fingerprint(trainer, plan.train)
         trainer.epochs_per_phase, trainer.batch_size = plan.epochs, plan.batch_size
 
     def run(self) -> list[dict[str, Any]]:
@@ -79,6 +86,7 @@ class Fitting:
             with Interrupt(trainer.crew) as interrupt:
                 records = self._epochs_without_the_lost(interrupt)
             reason = "finished"
+            remove_features(trainer.weights)
         except MembersChanged as change:
             reason = "interrupted"
             assert isinstance(trainer.world, Distributed)
@@ -141,6 +149,8 @@ class Fitting:
             trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
         if trainer.consensus.free:
             Freely(trainer, plan, interrupt).run(self._elastic)
+        elif trainer.credit.free:
+            OwnRates(trainer, plan, interrupt).run()
         else:
             for shares in self._streams():
                 interrupt.check(trainer.steps)  # before a step, not after: an epoch whose last step is done is ended
@@ -175,7 +185,26 @@ class Fitting:
             )
             for replica in here
         ]
-        return (dict(zip(here, shares)) for shares in zip(*streams))
+        numbers = self._numbers(here) if keeps_features(trainer.credit) else itertools.repeat({})
+        for shares, trainer.samples in zip(zip(*streams), numbers):
+            yield dict(zip(here, shares))
+
+    def _numbers(self, here: list[int]) -> Iterator[dict[int, Samples]]:
+        """Which samples those batches hold."""
+        trainer, data = self._trainer, self._plan.train
+        streams = [
+            numbered(
+                data,
+                self._plan.batch_size,
+                epoch=trainer.epoch % self._plan.epochs,
+                seed=trainer.seed,
+                replica=replica,
+                shards=trainer.replicas if trainer.consensus.shares_data else 1,
+                start=trainer.batch_in_epoch,
+            )
+            for replica in here
+        ]
+        return ({k: Samples(n, len(data), self._data) for k, n in zip(here, rows)} for rows in zip(*streams))
 
     def _step(self, shares: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         trainer = self._trainer
@@ -270,5 +299,7 @@ class Fitting:
         }
         if (told := trainer.observed()) is not None:
             record["replicas"] = told
+        if (buffers := buffers_of_epoch(trainer)) is not None:
+            record["buffers"] = buffers
         trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
         return record

@@ -49,6 +49,12 @@ def in_losses(losses: Sequence[float | None]) -> str:
     return " ".join("–" if loss is None else f"{loss:.3f}" for loss in losses)
 
 
+def in_updates(buffers: Sequence[dict[str, Any]] | None) -> str:
+    """The updates of an epoch by stage, of the first replica: `updates 20/18/20`; nothing under rules without buffers."""
+    rows = [str(row["updates"]) for row in buffers or () if row["replica"] == 0]
+    return f"updates {'/'.join(rows)}" if rows else ""
+
+
 class LiveTable(Callback):
     """Epoch, loss of every stage, accuracy, speed, memory and time left of one run.
 
@@ -86,6 +92,7 @@ class LiveTable(Callback):
         where = f"{record['epoch']}/{self._total}"
         told = record.get("replicas")
         apart = "" if told is None else f"{100 * told['distance']:.2g} % from the mean"
+        apart = ", ".join(filter(None, (apart, in_updates(record.get("buffers")))))
         if self._live is None:
             self._console.print(
                 f"epoch {where}  loss {losses}  accuracy {in_percent(accuracy)}  {speed} samples/s  "

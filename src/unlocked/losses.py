@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InvalidChoice, UnlockedError, choose
 
@@ -22,6 +22,16 @@ EPSILON = 1e-8  # keeps the similarity of an all-zero row finite
 
 class WrongTarget(UnlockedError, ValueError):
     """An output and a target that do not fit together; the sentence gives both shapes."""
+
+
+def reads_input(loss: Loss) -> bool:
+    """Whether a loss is also given the network's input: loss(output, y, x). It says so by `reads_input = True`."""
+    return bool(getattr(loss, "reads_input", False))
+
+
+def classifies(loss: Loss) -> bool:
+    """Whether what the loss judges are scores of classes: not if it says `classifies = False`, nor if it compares numbers."""
+    return bool(getattr(loss, "classifies", not is_regression(loss)))
 
 
 def logits(output: Any) -> Tensor:
@@ -64,6 +74,15 @@ def mean_squared_error(output: Any, y: Tensor) -> Tensor:
             f"{tuple(y.shape)}; both must be equal, so reshape one of them."
         )
     return (output - y).square().mean()
+
+
+_REGRESSIONS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+def is_regression(loss: Any) -> bool:
+    """Whether the loss is known to compare numbers with numbers: mean_squared_error, and PyTorch's own of that sort."""
+    functions = (mean_squared_error, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+    return isinstance(loss, _REGRESSIONS) or any(loss is known for known in functions)
 
 
 def similarity(features_BD: Tensor) -> Tensor:
@@ -127,7 +146,8 @@ class PredSim:
         if y.is_floating_point():
             raise WrongTarget(
                 "PredSim compares the classes of samples and needs them as int64, got soft targets of "
-                f"{y.dtype}; leave out mixup, cutmix and label smoothing, or use another head or credit rule (dgl)."
+                f"{y.dtype}; leave out mixup, cutmix and label smoothing, or use another head or credit rule (dgl), as for "
+                "regression."
             )
         predicted, features = output
         prediction = cross_entropy(predicted, y)

@@ -1,7 +1,8 @@
 """Methods as short texts: `credit[+mitigation][/consensus][@replicas]`, as in `dgl(head=mlp)/wash(p=0.001)@3`.
 
 A rule is its name, and in brackets the parameters that differ from their defaults. A value is a Python literal, a bare
-word (text), or an expression of the number of stages J: `J`, `J-1`, `J+1`, `J//2`. Nothing is ever evaluated as code.
+word (text), a path (/tmp/x, ./x), a head with options (mlp(depth=2)), or an expression of the number of stages J: `J`, `J-1`,
+`J+1`, `J//2`. Nothing is ever evaluated as code.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from .consensus import Consensus
 from .credit import Credit
 from .errors import InvalidChoice, choose
 from .heads.budget import HEADS
+from .heads.spec import HeadSpec
 from .mitigation import Mitigation
 
 _FORM = re.compile(r"(?P<name>[A-Za-z0-9][\w-]*)\s*(?:\((?P<inside>.*)\))?", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*(?:-[A-Za-z_]\w*)*", re.ASCII)
 _PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)  # a quoted text, or one letter
+_CONVOLUTIONS = re.compile(r"(=\s*)(\d+c\d+f)\b(?!\s*\()")  # heads' names that begin with a digit may, too
+_WITH_OPTIONS = re.compile(r"(=\s*)(\d+c\d+f\s*\()")  # which no call in Python does; it gets a letter for the while
+_LETTER = "head_"
+_PATH = re.compile(r"(=\s*)((?:~|\.{0,2})/[^\s,()]*)")  # may stand without quotes
 _STAGES = re.compile(r"J(?:\s*(?P<sign>-|\+|//)\s*(?P<number>\d+))?")
 
 
@@ -99,19 +105,47 @@ def literal(text: str) -> Any:
 
 
 def value(text: str) -> Any:
-    """As `literal`, and expressions of J."""
+    """As `literal`, and expressions of J, and heads with options, as in `mlp(depth=2)`."""
     found = _STAGES.fullmatch(text.strip())
     if found is None:
-        return literal(text)
+        form = _FORM.fullmatch(text.strip())
+        return literal(text) if form is None or form["inside"] is None else _head(parse_call(text))
     sign, number = found["sign"] or "", int(found["number"] or 0)
     if sign == "//" and number == 0:
         raise InvalidChoice(f"{text!r} divides by zero; give a divisor of at least 1.")
     return OfStages(sign, number)
 
 
+def _head(call: Call) -> HeadSpec:
+    """The head of this name with other options. Raises InvalidChoice."""
+    usual = HEADS[choose("head", call.name, HEADS)]
+    hints, options = get_type_hints(type(usual)), {}
+    for key, given in call.options:
+        if not parameters(type(usual)):
+            raise InvalidChoice(f"The head {call.name} has no options; leave out {key!r}.")
+        choose(f"option of the head {call.name}", key, parameters(type(usual)))
+        if isinstance(given, OfStages):
+            raise InvalidChoice(
+                f"{key}={given} of the head {call.name} cannot depend on the number of stages; give a number."
+            )
+        options[key] = _fit(f"{call.name}'s {key}", given, hints[key], 0)
+    return dataclasses.replace(usual, **options)  # type: ignore[type-var]  # heads are dataclasses
+
+
+def _show_head(head: HeadSpec) -> str:
+    fields = [field.name for field in dataclasses.fields(head)]  # type: ignore[arg-type]
+    name = head.name if head.name in HEADS else next(name for name, one in HEADS.items() if type(one) is type(head))
+    other = [(key, getattr(head, key)) for key in fields if getattr(head, key) != getattr(HEADS[name], key)]
+    return str(Call(name, tuple(other)))
+
+
 def show(given: Any) -> str:
     """The text that `value` reads back."""
+    if any(type(given) is type(one) for one in HEADS.values()):
+        return _show_head(given)
     if isinstance(given, str) and _is_word(given) and not _STAGES.fullmatch(given):
+        return given
+    if isinstance(given, str) and _CONVOLUTIONS.fullmatch(f"={given}"):
         return given
     return str(given) if isinstance(given, OfStages) else repr(given)
 
@@ -127,7 +161,10 @@ def parse_call(text: str) -> Call:
     if form is None:
         raise InvalidChoice(f"{text!r} cannot be read; write a rule as name or name(key=value,…), e.g. dgl(head=mlp).")
     inside = (form["inside"] or "").strip()
-    source = f"f({inside})"
+    if not {"'", '"'} & set(inside):
+        inside = _CONVOLUTIONS.sub(r"\1'\2'", _PATH.sub(r"\1'\2'", inside))
+    inside_read = _WITH_OPTIONS.sub(rf"\1{_LETTER}\2", inside)
+    source = f"f({inside_read})"
     try:
         parsed = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -138,7 +175,8 @@ def parse_call(text: str) -> Call:
     for given in parsed.keywords:
         if given.arg is None or given.arg in dict(options):
             raise InvalidChoice(f"The parameters {inside!r} of {form['name']} name one twice or none; write key=value.")
-        options.append((given.arg, value(ast.get_source_segment(source, given.value) or "")))
+        text_of = ast.get_source_segment(source, given.value) or ""
+        options.append((given.arg, value(re.sub(rf"^{_LETTER}(?=\d)", "", text_of))))
     return Call(form["name"], tuple(options))
 
 

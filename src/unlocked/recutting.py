@@ -26,6 +26,10 @@ def cut_anew(reader: Reader, stages: int) -> Chain:
             "The checkpoint's model was made by your own code; to go on with another number of stages give it, cut anew: "
             f"Trainer.resume(path, chain=ul.cut(model, {stages}, …), stages={stages})."
         )
+    if "layout" in recipe:
+        raise BadCheckpoint(
+            "This network has neuron groups, which are not cut anew; go on with the stages it has: leave out stages=."
+        )
     model, example = from_recipe(recipe["model"]), reader.tensors("example")["like"]
     return cut(model.to(example.dtype) if example.is_floating_point() else model, stages, like=example)
 

@@ -5,6 +5,7 @@ RUN/events.jsonl    one line per epoch, and each start and stop
 RUN/step.json       the timeline of the last training step, the activation curve of the first
 RUN/timeline.json   the acts of the latest steps of all processes, on one clock (`unlocked trace` makes RUN/trace.json of it)
 RUN/memory.json     what tensors took in an early step of each phase, measured and predicted: a list, see probes/step.py
+RUN/probes.json     what each stage has made of the data, written by unlocked probe (probes/explanation.py)
 RUN/summary.json    what came out; written when the run is complete, so its presence says so
 RUN/checkpoint/     see checkpoint.py
 """
@@ -136,7 +137,9 @@ def summarise(folder: Path, parameters: int) -> dict[str, Any]:
     validation: Mapping[str, Any] = last["validation"] or {}
     accuracies = [record["validation"]["accuracy"] for record in epochs if record["validation"]]
     speeds = [record["samples_per_second"] for record in epochs]
-    summary: dict[str, Any] = {name: validation.get(name) for name in ("accuracy", "loss", "members", "ensemble")}
+    summary: dict[str, Any] = {
+        name: validation.get(name) for name in ("accuracy", "loss", "members", "ensemble", "layerwise")
+    }
     summary["best_accuracy"] = max((one for one in accuracies if one is not None), default=None)
     summary["samples_per_second"] = median(speeds[1:] or speeds)
     summary["activation_peak"], summary["live_peak"] = last["activation_peak"], last.get("live_peak")

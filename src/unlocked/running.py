@@ -18,12 +18,14 @@ from .allocator import keep_freed_memory
 from .callbacks import Callback, EventLog
 from .chain import Chain
 from .config import RunConfig, cores
+from .credit import GNDGL
 from .cutting import cut
 from .data import Data
 from .errors import InvalidChoice
 from .merging import recorded_steps
 from .method_names import make_consensus, make_credit, make_mitigation
 from .population import of_setting
+from .residency import OneStage
 from .rng import seed_of
 from .run_files import (
     alone_in,
@@ -65,10 +67,28 @@ def make_chain(config: RunConfig, train: Data) -> Chain:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "model"))
         model = models.build(config.model, input_shape=train.input_shape, classes=train.classes, **config.model_options)
-    return cut(model, config.stages, like=example, balance=config.balance)
+    rule = make_credit(config.method.credit, config.stages)
+    if not isinstance(rule, GNDGL) or rule.groups is None:
+        return cut(model, config.stages, like=example, balance=config.balance)
+    stem = "split" if rule.stem == "split" else "shared"
+    return cut(model, config.stages, like=example, balance=config.balance, groups=rule.groups, stem=stem)
 
 
-def make_trainer(config: RunConfig, train: Data, world: World | None = None) -> Trainer:
+def groups_of(config: RunConfig) -> int | None:
+    """Into how many groups the run's credit rule wants each module cut; None: rules that cut in depth only."""
+    rule = make_credit(config.method.credit, config.stages)
+    return rule.groups if isinstance(rule, GNDGL) else None
+
+
+def workers_of(config: RunConfig) -> int:
+    """Stages times replicas of a run; with groups there are more stages than the network is cut into in depth."""
+    grouped = groups_of(config) is not None
+    return config.replicas * (len(make_chain(config, load_data(config)[0])) if grouped else config.stages)
+
+
+def make_trainer(
+    config: RunConfig, train: Data, world: World | None = None, resident: OneStage | None = None
+) -> Trainer:
     """The trainer of a run at its beginning."""
     consensus = make_consensus(config.method.consensus, config.stages)
     updates = config.epochs * train.steps(config.batch_size, config.replicas if consensus.shares_data else 1)
@@ -89,6 +109,7 @@ def make_trainer(config: RunConfig, train: Data, world: World | None = None) -> 
         regularisers=of_setting(config.population, config.replicas, config.seed),
         initial=config.initial,
         device=config.device,
+        resident=resident,
     )
 
 
@@ -191,6 +212,7 @@ def run(
     callbacks: Sequence[Callback] = (),
     command: str = "",
     world: World | None = None,
+    resident: OneStage | None = None,
 ) -> dict[str, Any]:
     """Train as configured, or go on from the folder's checkpoint; returns the summary, and writes all files of a run.
 
@@ -200,7 +222,7 @@ def run(
     world = _world(config, world)
     later = isinstance(world, Distributed) and world.crew.seat.generation > 0
     with alone_in(folder, taken_over=later) if world.crew.chief else contextlib.nullcontext():
-        return _run(config, folder, callbacks, command, world)
+        return _run(config, folder, callbacks, command, world, resident)
 
 
 def _world(config: RunConfig, given: World | None) -> World:
@@ -220,7 +242,14 @@ def _measured_costs(file: str, chain: Chain) -> Costs | None:
     return cost_file.load(file, chain)[1]
 
 
-def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command: str, world: World) -> dict[str, Any]:
+def _run(
+    config: RunConfig,
+    folder: Path,
+    callbacks: Sequence[Callback],
+    command: str,
+    world: World,
+    resident: OneStage | None,
+) -> dict[str, Any]:
     crew, checkpoint = world.crew, folder / "checkpoint"
     if crew.chief:
         refuse_other_run(folder, config, but=("stages",))
@@ -231,12 +260,13 @@ def _run(config: RunConfig, folder: Path, callbacks: Sequence[Callback], command
         keep_freed_memory()
     train, test = load_data(config)
     if crew.broadcast(any(checkpoint.glob("step-*"))):
-        trainer = Trainer.resume(checkpoint, device=config.device, world=world, stages=config.stages)
+        stages = config.stages if groups_of(config) is None else None  # a network with groups is not cut anew
+        trainer = Trainer.resume(checkpoint, device=config.device, world=world, stages=stages, resident=resident)
         if crew.chief:
             forget_after(folder, trainer.epoch)
             _note_stages(folder, config, trainer)
     else:
-        trainer = make_trainer(config, train, world)
+        trainer = make_trainer(config, train, world, resident)
         if crew.chief:
             _begin(config, folder, trainer, command)
     watching = [EventLog(folder / "events.jsonl"), StepFile(folder), *callbacks] if crew.chief else callbacks
@@ -262,7 +292,7 @@ def _note_stages(folder: Path, config: RunConfig, trainer: Trainer) -> None:
     before = read_json(file)
     if before["stages"] != config.stages:
         recipe = trainer.chains[0].recipe
-        write_json(file, {**before, "stages": config.stages, "stage_sizes": recipe["sizes"] if recipe else None})
+        write_json(file, {**before, "stages": config.stages, "stage_sizes": recipe.get("sizes") if recipe else None})
 
 
 def _threads(config: RunConfig, world: World) -> int:
@@ -281,7 +311,7 @@ def _checkpoint_every(config: RunConfig) -> int:
 def _begin(config: RunConfig, folder: Path, trainer: Trainer, command: str) -> None:
     """Write what is known before the first step; what a run that never came to a checkpoint had logged goes."""
     (folder / "events.jsonl").unlink(missing_ok=True)
-    for name in ("step.json", "timeline.json", "memory.json"):
+    for name in ("step.json", "timeline.json", "memory.json", "probes.json"):
         (folder / name).unlink(missing_ok=True)
     write_json(
         folder / "config.json",
@@ -289,7 +319,7 @@ def _begin(config: RunConfig, folder: Path, trainer: Trainer, command: str) -> N
             **config.to_json(),
             "regularisers": describe_regularisers(trainer.regularisers),
             "heads": [str(head) for head in trainer.heads],
-            "stage_sizes": trainer.chains[0].recipe["sizes"] if trainer.chains[0].recipe else None,
+            "stage_sizes": (trainer.chains[0].recipe or {}).get("sizes"),
             "versions": versions(),
             "machine": machine(config.device),
             "command": command,

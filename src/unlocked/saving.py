@@ -21,6 +21,7 @@ from .cutting import from_recipe_of_chain
 from .delays import laid_out, load_in_flight, put_back, state_in_flight
 from .errors import BadCheckpoint
 from .loop import EpochBook, random_state_kept
+from .losses import cross_entropy
 from .population import Regulariser
 from .recutting import Shards, optimizer_state, rename_losses
 from .recutting import cut_anew as cut_chain_anew
@@ -165,7 +166,8 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook, hand_over
         "manifest",
         {
             "format": FORMAT,
-            "recipe": chain.recipe,
+            # a recipe does not tell of a loss of the user's own
+            "recipe": chain.recipe if chain[-1].loss is cross_entropy else None,
             "stages": len(chain),
             "credit": describe_method(trainer.credit),
             "consensus": describe_method(rule),
@@ -205,6 +207,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
         regularisers=restore_regularisers(manifest.get("regularisers")),
         world=given["world"],
         device=given["device"],
+        resident=given.get("resident"),
         **manifest["options"],
     )
     cut_anew = len(chain) != manifest["stages"]
@@ -263,6 +266,7 @@ def stage_tensors(chain: Chain, j: int) -> dict[str, Tensor]:
 
 def _shard(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A worker's tensors and the rest of its state; the optimizer's entries are under the parameters' names."""
+    weights.worker.at_hand()
     mine = stage_tensors(weights.chain, weights.worker.stage)
     tensors = {name: whole(x.detach()) for name, x in mine.items()}
     scheduler = weights.store.scheduler
@@ -292,6 +296,7 @@ def _load_shard(trainer: Trainer, weights: Weights, reader: Reader) -> None:
     name = shard_name(*weights.shard)
     if not reader.has(name):  # a rule whose replicas are equal, and not all saved
         name = shard_name(0, weights.shard.stage)
+    weights.worker.at_hand("change")
     tensors, described = reader.tensors(name), reader.json(name)
     mine = stage_tensors(weights.chain, weights.worker.stage)
     copy_into(mine, {key: x for key, x in tensors.items() if key.startswith(("body.", "head."))}, name)
@@ -335,6 +340,7 @@ def _load_cut_anew(weights: Weights, shards: Shards, same: bool) -> None:
             "This run cannot go on with another number of stages, as its consensus rule carries weights or sums of its own "
             "stages from step to step; resume with the same number of stages, or under another consensus rule."
         )
+    weights.worker.at_hand("change")
     mine = stage_tensors(weights.chain, weights.worker.stage)
     tensors, optimizer = shards.of(list(mine), _parameter_names(mine, weights))
     copy_into(mine, tensors, f"stage {weights.worker.stage}")

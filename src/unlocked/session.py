@@ -14,13 +14,14 @@ from torch import Tensor
 
 from . import consensus as consensus_rules
 from . import credit as credit_rules
-from .batch import Batch, micro_batches, one_per_replica
+from .batch import Batch, Samples, micro_batches, one_per_replica
 from .callbacks import Callback
 from .chain import Chain, Stage
 from .consensus.base import BatchNormPolicy, Clock, OptimizerFactory, ScheduleFactory, Store, Weights
 from .consensus.base import Consensus as ConsensusRule
 from .credit.base import Credit as CreditRule
-from .credit.base import refuse_non_finite
+from .credit.base import check_groups, refuse_non_finite
+from .credit.lending import check_loans
 from .data import Domains, as_data
 from .delays import check_delays
 from .errors import InvalidChoice, LostPeer, LostProcess, UnlockedError, choose
@@ -29,8 +30,10 @@ from .fitting import Fitting, Plan
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
 from .merging import digest, fingerprint, fingerprint_of_updates
 from .mitigation import Mitigation
+from .own_rates import check_own_rates
 from .pool import Turns
 from .population import Drawing, Initial, Regulariser, apply, check_initial, checked, classes_for, in_words
+from .residency.one_stage import OneStage, check_resident, residence_of
 from .rng import generator, seed_of
 from .saving import load_state, save_state
 from .timeline import Timeline
@@ -87,6 +90,7 @@ class Trainer:
         initial: first weights of replicas 1 … N − 1: the "same" as replica 0's, "different" (drawn anew, by the same law), or a
             function: replica → chain, model or state dict. See population/initial.py.
         device: where to train; default: where the chain is.
+        resident: keep one stage in memory at a time (`ul.OneStage`), or None: all of them.
 
     Attributes: `chains` (one per replica), `timeline` (of the latest step), `steps`, `epoch`, `phase`, `heads` (what heads
     were built and what they cost), `bytes_sent` (by channel, since the start), `activation_peak` (bytes kept for backward
@@ -121,6 +125,7 @@ class Trainer:
         regularisers: Sequence[Regulariser] | None = None,
         initial: Initial = "same",
         device: str | torch.device | None = None,
+        resident: OneStage | None = None,
     ) -> None:
         _check_arguments(chain, replicas, accumulate, clip)
         choose("precision", precision, ("float32", "bf16"))
@@ -137,18 +142,25 @@ class Trainer:
         self.world: World = world if world is not None else InProcess()
         self.crew = self.world.crew
         self.device = torch.device(device) if device is not None else _device_of(chain)
-        chain.to(self.device)
-        if chain.like is not None:
-            chain.like = chain.like.to(self.device)
+        self.residence = residence_of(chain, resident, self.device)
+        if self.residence is None:
+            chain.to(self.device)
+            if chain.like is not None:
+                chain.like = chain.like.to(self.device)
         if not any(part.training for part in chain.modules() if not list(part.children())):
             chain.train()  # a model that comes in evaluation mode as a whole; parts frozen by hand stay as they are
         self._classes = classes_for(self.regularisers, chain)
         drawing = Drawing(initial, self.credit, seed, by_hand=[stage.head is not None for stage in chain])
+        check_groups(chain, self.credit, self.consensus)
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
         _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
         check_delays(self.credit, self.consensus, self.precision, mitigation)
+        check_own_rates(self)
         self.consensus.check(self.credit, accumulate)
+        check_loans(chain, self.consensus)
+        if resident is not None:
+            check_resident(chain, self.credit, self.consensus, replicas, mitigation, self.world)
         self.world.crossing = self.crossing
         if isinstance(self.world, Simulated):
             self.world.credit = self.credit
@@ -161,6 +173,8 @@ class Trainer:
             self.device,
             chain,
         )
+        for worker in self.workers:
+            worker.arrange(chain.layout)
         if self.crew.size > 1:
             self.crew.agree(fingerprint(self, chain), "the trainer")
         self.template = chain.blank("meta")
@@ -189,6 +203,9 @@ class Trainer:
         self.activation_curve: list[int] = []
         self.memory: list[dict[str, Any]] = []
         self.training_data: Any = None
+        self.samples: Mapping[
+            int, Samples
+        ] = {}  # of the next update's batches, by replica, where the rule asks for them
         self._running = False
         self._settled = self._aligned = True  # see `settle`, and `Weights.realign`
         self.last_checkpoint: Path | None = None
@@ -224,6 +241,9 @@ class Trainer:
 
     def _make_weights(self, worker: Worker, optimizer: OptimizerFactory, schedule: ScheduleFactory | None) -> Weights:
         chain = self.chains[worker.replica]
+        if self.residence is not None:
+            self.residence.take(worker.stage, chain[worker.stage])
+            worker.present = functools.partial(self.residence.ensure, worker.stage)
         self.consensus.distribute(worker, chain[worker.stage])
         trained = [parameter for parameter in chain[worker.stage].parameters() if parameter.requires_grad]
         if not trained:
@@ -239,6 +259,8 @@ class Trainer:
                     f"{type(part).__name__} wants to be called with a loss, which stages that learn side by side do not "
                     "share; give an optimizer and a schedule that step by themselves."
                 )
+        if self.residence is not None:
+            self.residence.updated_by(worker.stage, made)
         # a mitigated gradient is complete after its backward, one of a stack is dealt to the replicas then
         overlap = self.credit.one_backward and self.mitigation is None and self.stack is None
         store = Store(
@@ -269,6 +291,11 @@ class Trainer:
                 f"Under {self.consensus!r} replicas take their batches themselves, so there is no step of all; call fit, or "
                 "take pairing='clocks'."
             )
+        if self.credit.free:
+            raise InvalidChoice(
+                f"Under {self.credit!r} stages go on at their own rates, so there is no step of all; call fit, or take "
+                "rates='equal'."
+            )
         shares = one_per_replica(x, y, self.replicas, self.accumulate, equal=self.consensus.shares_data)
         if self.credit.crossing:  # what is in flight must not change if the caller fills the same tensor again
             shares = [(x.clone(), y) for x, y in shares]
@@ -280,7 +307,13 @@ class Trainer:
         first = self.steps * self.accumulate
         batches = {
             replica: list(
-                micro_batches(*self._regularised(replica, x, y, self.steps), self.accumulate, first, self.phase)
+                micro_batches(
+                    *self._regularised(replica, x, y, self.steps),
+                    self.accumulate,
+                    first,
+                    self.phase,
+                    self.samples.get(replica),
+                )
             )
             for replica, (x, y) in shares.items()
         }
@@ -343,6 +376,20 @@ class Trainer:
             worker.losses.clear()
             stepped(worker, losses, samples, began)
         await weights.close()
+
+    def update_at_own_rates(self, windows: Mapping[int, Any], updates: int) -> None:
+        """What is left of an epoch of stages that run freely (`Credit.free`); windows: what it is to each replica
+        (own_rates.py), updates: about how many there are."""
+        self._train_mode()
+        for worker in self.workers:
+            worker.losses.clear()
+        self._begin_updates()
+        self.timeline = self._run(
+            [(w, self.credit.run_freely(w, *self._stage(k), windows[w.replica])) for k, w in enumerate(self.workers)]
+        )
+        self._aligned = True
+        self.book.sent_in(self.timeline)
+        self.recent.append(self.timeline.ending(_KEPT / max(1, updates)))
 
     def _begin_updates(self) -> None:
         """What is about to run may leave messages under way, or fail in the middle."""
@@ -610,13 +657,14 @@ class Trainer:
         world: World | None = None,
         device: str | torch.device | None = None,
         stages: int | None = None,
+        resident: OneStage | None = None,
     ) -> Trainer:
         """The trainer as it was saved: going on equals never having stopped, bit for bit.
 
         What the checkpoint describes need not be given: a model of `ul.models` cut by `ul.cut`, optimizers and simple
         schedules of torch, the library's own rules. For the rest give the same objects as at first, above all `chain`.
         The world may be another one, on another number of processes. `stages`: go on with another number of stages, under
-        rules without heads; gradients are the same up to rounding then. Raises BadCheckpoint.
+        rules without heads; gradients are the same up to rounding then. `resident` as at first. Raises BadCheckpoint.
         """
         given: Mapping[str, Any] = {
             "chain": chain,
@@ -628,6 +676,7 @@ class Trainer:
             "world": world,
             "device": device,
             "stages": stages,
+            "resident": resident,
         }
         return load_state(cls, path, given)
 

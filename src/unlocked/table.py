@@ -12,7 +12,16 @@ from rich.table import Table
 
 from .live import in_bytes
 
-_MEANS = ("samples_per_second", "activation_peak", "bytes_up", "bytes_down", "bytes_replicas", "seconds", "ensemble")
+_MEANS = (
+    "samples_per_second",
+    "activation_peak",
+    "bytes_up",
+    "bytes_down",
+    "bytes_replicas",
+    "seconds",
+    "ensemble",
+    "layerwise",
+)
 _COLUMNS = (
     "method",
     "test accuracy %",
@@ -23,11 +32,13 @@ _COLUMNS = (
     "down",
     "replicas",
     "seconds",
+    "all heads %",
 )
 _SHORT = ("method", "test\nacc. %", "ens.\n%", "samples\n/s", "peak\nmemory", "up", "down", "repli-\ncas")
 _UNITS = (
     "Accuracy: mean ± std over seeds, of the averaged network; ens.: of the replicas' mean prediction. Peak: bytes kept for "
-    "backward, of all workers of a process. Up, down: bytes between stages, replicas: among replicas, per update and replica."
+    "backward, of all workers of a process. Up, down: bytes between stages, replicas: among replicas, per update and replica. "
+    "All heads: the layerwise ensemble of all stages' heads."
 )
 
 
@@ -51,7 +62,7 @@ def row_of(name: str, replicas: int, summaries: Sequence[dict[str, Any]], failed
 
 
 def _known(summaries: Sequence[dict[str, Any]], key: str) -> list[float]:
-    return [summary[key] for summary in summaries if summary[key] is not None]
+    return [summary[key] for summary in summaries if summary.get(key) is not None]
 
 
 def as_rich(rows: Sequence[dict[str, Any]], width: int) -> Table:
@@ -79,18 +90,22 @@ def _cells(row: dict[str, Any], digits: int) -> list[str]:
     """One text per column; `digits` of the accuracies."""
     if row["failed"] and not row["runs"]:
         return [row["method"], "failed", *[""] * (len(_COLUMNS) - 2)]
-    mean, std, ensemble = row["accuracy_mean"], row["accuracy_std"], row["ensemble"]
+    mean, std = row["accuracy_mean"], row["accuracy_std"]
+    ensemble, layerwise = (
+        "–" if row[key] is None else f"{100 * row[key]:.{digits}f}" for key in ("ensemble", "layerwise")
+    )
     accuracy = (
         "–" if mean is None else f"{100 * mean:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
     )
     return [
         row["method"] + (" (some runs failed)" if row["failed"] else ""),
         accuracy,
-        "–" if ensemble is None else f"{100 * ensemble:.{digits}f}",
+        ensemble,
         "–" if row["samples_per_second"] is None else f"{row['samples_per_second']:,.0f}",
         in_bytes(row["activation_peak"]),
         in_bytes(row["bytes_up"]),
         in_bytes(row["bytes_down"]),
         in_bytes(row["bytes_replicas"]),
         "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
+        layerwise,
     ]

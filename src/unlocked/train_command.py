@@ -19,25 +19,28 @@ from rich.console import Console
 
 from .callbacks import Callback, EventLog, TensorBoard
 from .cluster import Cluster, Crew
-from .commands import Train
+from .commands import Probe, Train
 from .config import RunConfig, cores, require_at_least, resolve
 from .errors import InvalidChoice, LostProcess, MembersChanged
 from .live import LiveTable, in_bytes, in_percent
 from .loop import Interrupted, interrupted
 from .method_names import Method, parse_call
+from .residency import OneStage
 from .run_files import read_config
-from .running import JsonLines, is_complete, run
+from .running import JsonLines, groups_of, is_complete, run
 from .simulation.options import CLUSTER_OPTIONS, described, in_words
 from .worlds import Distributed, InProcess, World
 
 _HOW = (
     "tensorboard",
     "json",
+    "probe",
     "device",
     "world",
     "reduction",
     "interface",
     "stuck_after",
+    "resident",
 )  # options that do not say what is trained
 _LAST_RESORT = 8.0  # seconds that a process which knows of a failure has to come to an end by itself
 
@@ -134,14 +137,23 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
         if command.tensorboard == "on" or (command.tensorboard == "auto" and find_spec("tensorboard")):
             callbacks.append(TensorBoard(folder / "tensorboard"))
     try:
-        summary = run(config, folder, callbacks=callbacks, command=text, world=world)
+        resident = _resident(command.resident, folder)
+        summary = run(config, folder, callbacks=callbacks, command=text, world=world, resident=resident)
     except Interrupted as stop:
         where = shlex.join(["unlocked", "train", "--resume", str(folder)])
         sentence = f"Stopped; everything so far is saved in {folder}. Go on with: {where}"
         raise interrupted(sentence, "terminate" if stop.terminated else None) from stop
     if crew.chief:
+        if command.probe:
+            from .probe_command import probe_runs
+
+            probe_runs([folder], console, Probe((folder,), device=command.device), quiet=command.json)
         _tell(command, folder, summary, console)
     return 0
+
+
+def _resident(where: str, folder: Path) -> OneStage | None:
+    return None if where == "all" else OneStage("disk", folder) if where == "disk" else OneStage("host")
 
 
 def _where(cluster: Cluster) -> str:
@@ -157,6 +169,8 @@ def _tell(command: Train, folder: Path, summary: dict[str, Any], console: Consol
         print(json.dumps({"event": "result", "run": str(folder), **summary}), flush=True)
         return
     ensemble = "" if summary["ensemble"] is None else f", ensemble {in_percent(summary['ensemble'])}"
+    if summary["layerwise"] is not None:
+        ensemble += f", all heads together {in_percent(summary['layerwise'])}"
     console.print(
         f"test accuracy {in_percent(summary['accuracy'])}{ensemble}, {summary['samples_per_second']:,.0f} samples/s, "
         f"peak activations {in_bytes(summary['activation_peak'])}. Report: "
@@ -196,4 +210,8 @@ def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
             option = "--" + field.name.replace("_", "-")
             raise InvalidChoice(f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.")
     require_at_least("recut", command.recut, 1)
-    return (config if command.recut is None else dataclasses.replace(config, stages=command.recut)), folder
+    if command.recut is None:
+        return config, folder
+    if groups_of(config) is not None:
+        raise InvalidChoice("A network cut into neuron groups cannot be cut anew; leave out --recut.")
+    return dataclasses.replace(config, stages=command.recut), folder

@@ -25,10 +25,12 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .chain import Layout, channel_axis, join
 from .errors import UnlockedError
 from .rng import mix
 
 T = TypeVar("T")
+Purpose = Literal["compute", "look", "change"]
 
 
 class Place(NamedTuple):
@@ -40,6 +42,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"replica {self.replica} stage {self.stage}"
 
+
+DRAINED = "/drained"  # ends the names of channels whose receiver takes all that has come whenever it takes something
 
 computing: Place | None = None  # the worker whose function runs right now, for instruments (probes/)
 
@@ -158,6 +162,52 @@ class Sink(Link):
         raise UnlockedError(f"The last stage waits on channel {channel!r} for a stage above it; there is none.")
 
 
+class GroupsBelow(Link):
+    """All groups of the depth below: what they send is joined along channels, what is sent down is parted among them."""
+
+    def __init__(self, here: Worker, stages: Sequence[int]) -> None:
+        self._links = [Link(here, Place(here.replica, stage)) for stage in stages]
+        self._channels: list[int] = []  # of each group
+
+    async def send(self, channel: str, x: Tensor) -> None:
+        """To each group its own channels of `x`."""
+        for link, part in zip(self._links, x.split(self._channels, channel_axis(x)), strict=True):
+            await link.send(channel, part.contiguous())
+
+    async def recv(self, channel: str, like: Any = None) -> Tensor:
+        """What all groups sent, in their order."""
+        parts = [await link.recv(channel, like) for link in self._links]
+        self._channels = [part.shape[channel_axis(part)] for part in parts]
+        return join(parts)
+
+    async def arrived(self, channel: str) -> int:
+        """How many messages have come from every group."""
+        return min([await link.arrived(channel) for link in self._links])
+
+
+class GroupsAbove(Link):
+    """All groups of the depth above: each is sent the same, what comes back is added up in their order."""
+
+    def __init__(self, here: Worker, stages: Sequence[int]) -> None:
+        self._links = [Link(here, Place(here.replica, stage)) for stage in stages]
+
+    async def send(self, channel: str, x: Tensor) -> None:
+        """To every group."""
+        for link in self._links:
+            await link.send(channel, x)
+
+    async def recv(self, channel: str, like: Any = None) -> Tensor:
+        """The sum of what the groups sent."""
+        total = await self._links[0].recv(channel, like)
+        for link in self._links[1:]:
+            total = torch.add(total, await link.recv(channel, like))
+        return total
+
+    async def arrived(self, channel: str) -> int:
+        """How many messages have come from every group."""
+        return min([await link.arrived(channel) for link in self._links])
+
+
 class Ready:
     """An exchange that has nothing to wait for."""
 
@@ -240,8 +290,10 @@ class Worker:
     Attributes: `replica` i of `replicas.size` N, `stage` j of `stages` J (from 0); `below`, `above`: neighbours in depth;
     `replicas`: the group; `device`: where it computes; `version`: updates of its weights so far; `reading`: the version
     that what runs now computes with, if that need not be the newest; `losses`: what `report` was given since the last step;
+    `depth`, `group`, `siblings`: where it stands if several stages stand side by side (`arrange`);
     `own_below`, `own_above`: neighbours in the same replica, where a micro-batch's may be in others (`route`, by its number);
-    `guard`: awaited around every computation, `lens`: entered around every computation, if a consensus rule wants that.
+    `guard`: awaited around every computation, `lens`: entered around every computation, if a consensus rule wants that;
+    `present`: see `at_hand`.
     """
 
     def __init__(
@@ -260,6 +312,8 @@ class Worker:
         self.below: Link = Link(self, Place(self.replica, self.stage - 1)) if self.stage > 0 else Source()
         self.above: Link = Link(self, Place(self.replica, self.stage + 1)) if self.stage < stages - 1 else Sink()
         self.own_below, self.own_above = self.below, self.above
+        self.layout, self.siblings = (1,) * stages, list[Place]()
+        self.depth, self.group = self.stage, 0
         self.route: Callable[[int], tuple[Link, Link]] | None = None
         self.replicas = Group(self, replicas)
         self.version = 0
@@ -267,14 +321,33 @@ class Worker:
         self.losses: list[Tensor] = []
         self.guard: Guard | None = None
         self.lens: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
+        self.present: Callable[[Purpose], None] | None = None
         self._context = context
         self.at(0)
         self._generator = _default_generator(device)
 
+    def arrange(self, layout: Layout) -> None:
+        """Take the place that the chain's layout gives this stage, where groups stand side by side.
+
+        `layout`: groups of each depth; `depth`, `group`: where it stands; `siblings`: the other groups of its depth.
+        """
+        self.layout, self.depth, row = layout.groups, layout.depth(self.stage), layout.beside(self.stage)
+        self.group = self.stage - row[0]
+        self.siblings = [Place(self.replica, stage) for stage in row if stage != self.stage]
+        below, above = layout.row(self.depth - 1), layout.row(self.depth + 1)
+        here = self.replica
+        self.below = (
+            GroupsBelow(self, below) if len(below) > 1 else Link(self, Place(here, below[0])) if below else Source()
+        )
+        self.above = (
+            GroupsAbove(self, above) if len(above) > 1 else Link(self, Place(here, above[0])) if above else Sink()
+        )
+        self.own_below, self.own_above = self.below, self.above
+
     @property
     def first(self) -> bool:
-        """Whether this is the stage that reads the data."""
-        return self.stage == 0
+        """Whether this is a stage that reads the data."""
+        return self.depth == 0
 
     @property
     def last(self) -> bool:
@@ -326,11 +399,18 @@ class Worker:
 
     def seeded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         """Call the function under this worker's next random seed; what only moves tensors (`@work()`) draws nothing."""
+        self.at_hand("compute")
         if getattr(function, "work", None) == ():
             return function(*arguments)
         self._draws += 1
         self._generator.manual_seed(self._draw_seed + self._draws)
         return function(*arguments)
+
+    def at_hand(self, purpose: Purpose = "look") -> None:
+        """See to it that the stage's tensors are in memory, where they may be elsewhere (residency/). Computations do; others
+        who look at them must, or are about to "change" them."""
+        if self.present is not None:
+            self.present(purpose)
 
     def random_state(self) -> Tensor:
         """The state of the random numbers that a computation draws from."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..chain import Chain, Stage
+from ..chain import Chain, Stage, join
 from ..consensus.base import Weights
 from ..costs import run_once
 from ..credit.base import Properties, SynchronousCredit, objective
@@ -89,6 +89,18 @@ class Everything(SynchronousCredit):
         await weights.write()
 
 
+class Beside(nn.Module):
+    """A head that reads what all groups of its depth put out, with the others' outputs kept; its own group is the k-th."""
+
+    def __init__(self, head: nn.Module | None, outputs: list[Tensor], k: int) -> None:
+        super().__init__()
+        assert head is not None
+        self.head, self._before, self._after = head, outputs[:k], outputs[k + 1 :]
+
+    def forward(self, h: Tensor) -> Any:
+        return self.head(join([*self._before, h, *self._after]))
+
+
 class Rig:
     """One stage of a chain with a batch of made-up data, ready to be trained by itself.
 
@@ -97,7 +109,10 @@ class Rig:
 
     def __init__(self, chain: Chain, j: int, x: Tensor, y: Tensor, optimizer: str) -> None:
         alone = Chain([copy.deepcopy(chain[j])], like=x[:2])
-        rule = Everything(j == 0, chain[j].head is not None or j == len(chain) - 1, self._timed)
+        if chain[j].reads_siblings:
+            row = chain.layout.beside(j)
+            alone[0].head = Beside(alone[0].head, [run_once(chain[k].body, x) for k in row], j - row[0])
+        rule = Everything(chain.layout.depth(j) == 0, chain[j].head is not None or j == len(chain) - 1, self._timed)
         self._watch, self._found = Stopwatch(), defaultdict[str, list[float]](list)
         self._trainer = Trainer(alone, credit=rule, optimizer=optimizer_of(optimizer))
         self._x, self._y = x, y
@@ -124,12 +139,11 @@ def made_up(chain: Chain, samples: int) -> tuple[list[Tensor], Tensor]:
     """What goes into each stage (`samples` of the example batch, repeated), and targets for the losses."""
     like = chain.example()
     x = like.repeat(-(-samples // len(like)), *[1] * (like.dim() - 1))[:samples]
-    row = [x]
-    for stage in chain:
-        row.append(run_once(stage.body, row[-1]))
-    if row[-1].dim() not in (2, 3):
-        return row[:-1], torch.zeros(samples)
-    return row[:-1], torch.arange(row[-1].shape[:-1].numel()).remainder(row[-1].shape[-1]).view(row[-1].shape[:-1])
+    walked = list(chain.walk(x, lambda j, x: run_once(chain[j].body, x)))
+    inputs, output = [x for _, x, _ in walked], walked[-1][2]
+    if output.dim() not in (2, 3):
+        return inputs, torch.zeros(samples)
+    return inputs, torch.arange(output.shape[:-1].numel()).remainder(output.shape[-1]).view(output.shape[:-1])
 
 
 def measure_stages(

@@ -85,6 +85,8 @@ class Weights:
         self.statistics = [x for x in batchnorm_statistics(self.stage) if x.is_floating_point()]
         self.versions = Versions(worker, self.stage)
         self.flight: Any = None
+        self.features: Any = None  # what is known of the stage's input, where it is kept (feature_cache.py)
+        self.buffer: Any = None  # micro-batches to learn from again (credit/buffering.py)
         self.stack: Any = None  # all replicas as one computation (credit/stacking.py)
         self.updates = True  # False: another worker's optimizer updates these weights
         self.shard = self.optimizer_of = (
@@ -162,7 +164,7 @@ class Weights:
     def forget(self) -> None:
         """After a step that failed: drop the micro-batches and gradients it left, so that the next one starts clean."""
         self.pending = 0
-        self.flight = self.worker.reading = None
+        self.flight = self.features = self.worker.reading = None
         self.versions.forget()
         self._drop_gradients()
 
@@ -259,6 +261,7 @@ class Consensus(ABC):
     counts_updates: ClassVar[bool] = False  # True: the replicas do something together at certain updates
     reads_layers: ClassVar[bool] = False  # True: it treats the layers of the network differently
     planned: ClassVar[bool] = True  # False: the planner tries it only if it is named
+    in_a_row: ClassVar[bool] = False  # True: how many stages are below and above decides when weights come, and which
     observes: ClassVar[bool] = False  # True: the rule has something to tell about the replicas (`Weights.observed`)
 
     @property

@@ -77,6 +77,7 @@ class CDP(Consensus):
     )
     shares_data: ClassVar[bool] = True
     needs_equal_start: ClassVar[bool] = True
+    in_a_row: ClassVar[bool] = True
     one_at_a_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

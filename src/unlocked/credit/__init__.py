@@ -1,5 +1,6 @@
 """Credit rules: where a stage's gradient comes from. One file each."""
 
+from .async_dgl import AsyncDGL
 from .backprop import Backprop
 from .base import Credit
 from .cdp_pipeline import CDPPipeline
@@ -9,8 +10,10 @@ from .delayed_gradients import DelayedGradients
 from .dgl import DGL
 from .fdg import FDG
 from .features_replay import FeaturesReplay
+from .gn_dgl import GNDGL
 from .gpipe import GPipe
 from .greedy import Greedy
+from .infopro import InfoPro
 from .interlocking import Interlocking
 from .one_f_one_b import OneFOneB
 from .petra import PETRA
@@ -25,7 +28,10 @@ ALL: tuple[type[Credit], ...] = (
     OneFOneB,
     Greedy,
     DGL,
+    AsyncDGL,
     PredSim,
+    InfoPro,
+    GNDGL,
     Interlocking,
     PipeDream,
     PipeDream2BW,
@@ -44,7 +50,9 @@ __all__ = [
     "DDG",
     "DGL",
     "FDG",
+    "GNDGL",
     "PETRA",
+    "AsyncDGL",
     "Backprop",
     "CDPPipeline",
     "Credit",
@@ -53,6 +61,7 @@ __all__ = [
     "FeaturesReplay",
     "GPipe",
     "Greedy",
+    "InfoPro",
     "Interlocking",
     "OneFOneB",
     "PipeDream",

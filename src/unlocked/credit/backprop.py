@@ -56,6 +56,7 @@ class Backprop(SynchronousCredit):
         delay="0",
         objective="global",
     )
+    grouped: ClassVar[bool] = True
     one_backward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

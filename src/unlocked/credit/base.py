@@ -23,14 +23,16 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..chain import Chain, Stage
+from ..chain import Chain, Stage, join
 from ..consensus.base import Consensus, Weights
 from ..costs import flops, run_once
-from ..errors import NonFiniteLoss, UnlockedError
-from ..heads import HeadReport, build
+from ..errors import InvalidChoice, NonFiniteLoss, UnlockedError
+from ..heads import HeadReport, build, spec_at
+from ..heads.goal import goal_of
 from ..rng import seed_of
 from ..work import work
 from ..worker import Worker
+from .lending import arrange_loans
 
 if TYPE_CHECKING:
     from ..worlds import World
@@ -80,10 +82,22 @@ class Credit(ABC):
     needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
     one_backward: ClassVar[bool] = False  # True: a parameter's gradient is complete once a backward has reached it
     local: ClassVar[bool] = False  # True: no gradient comes from the stage above
+    buffers: ClassVar[bool] = False  # True: stages keep micro-batches (`Weights.buffer`), of which a record tells
+    planned: ClassVar[bool] = True  # False: the planner tries it only if it is named
+    grouped: ClassVar[bool] = False  # True: several stages may stand side by side (`Chain.layout`)
 
     @abstractmethod
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
         """The program of one worker for a row of micro-batches."""
+
+    @property
+    def free(self) -> bool:
+        """Whether the stages run freely, each at its own rate, so that an epoch has no steps of all (own_rates.py)."""
+        return False
+
+    async def run_freely(self, worker: Worker, stage: Stage, weights: Weights, window: Any) -> None:
+        """Where the stages run freely: the program of one worker for the rest of an epoch (at_own_rate.Window)."""
+        raise UnlockedError(f"{self.name} has no stages that run freely.")
 
     @property
     def crossing(self) -> frozenset[str]:
@@ -125,6 +139,14 @@ class Credit(ABC):
         """Build what the rule needs on the stages (heads). Called once, before the chain is copied to the replicas."""
         return []
 
+    def buffered(self, weights: Weights) -> Any:
+        """The buffer of a worker, under rules that have some."""
+        return weights.buffer
+
+    async def seen_by_head(self, worker: Worker, stage: Stage, h: Tensor) -> Tensor:
+        """What the stage's head reads when its body puts out `h`, in training and in evaluation. Here: `h`."""
+        return h
+
     def stack(self, chains: Sequence[Chain], consensus: Consensus, world: World) -> Stack | None:
         """The replicas as one computation, if they are to compute so (stacking.py). Called once, after the chain was copied and
         before there are optimizers. Raises InvalidChoice if it cannot be done."""
@@ -144,6 +166,28 @@ class SynchronousCredit(Credit):
         """The program of one worker for one micro-batch."""
 
 
+def check_groups(chain: Chain, credit: Credit, consensus: Consensus) -> None:
+    """Raises InvalidChoice if the chain has neuron groups, and one of the rules wants stages in a row."""
+    if chain.layout.plain:
+        return
+    layout = "-".join(map(str, chain.layout.groups))
+    if not credit.grouped:
+        raise InvalidChoice(
+            f"{credit.name} wants its stages in a row, but this chain has groups side by side (layout {layout}); take gn-dgl, "
+            "dgl, predsim, infopro or backprop, or cut the model without groups."
+        )
+    if any(stage.reads_siblings for stage in chain) and not getattr(credit, "stop_gradient", False):
+        raise InvalidChoice(
+            f"The heads of this chain read what all groups of their depth put out, which {credit.name} does not give them; "
+            "take gn-dgl(stop_gradient=True), with which they were made, or a chain without heads."
+        )
+    if consensus.in_a_row:
+        raise InvalidChoice(
+            f"{consensus.name} counts the stages below and above each one, but this chain has groups side by side (layout "
+            f"{layout}); take another rule for the replicas, or cut the model without groups."
+        )
+
+
 # ---- what several rules compute ---------------------------------------------------------------------------------------
 
 
@@ -158,7 +202,11 @@ def objective(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tensor:
 
     Raises NonFiniteLoss if it is NaN or infinite (on accelerators the session checks, once a step, not to wait here).
     """
-    loss = stage.loss(stage.read(h), batch.y)
+    return reported(worker, stage.judge(stage.read(h), batch), batch)
+
+
+def reported(worker: Worker, loss: Tensor, batch: Batch) -> Tensor:
+    """A stage's loss, weighted for accumulation, when the worker has been told of it. Raises as `objective`."""
     if loss.dim() != 0:
         raise UnlockedError(f"The loss of stage {worker.stage} has shape {tuple(loss.shape)}; it must be one number.")
     if batch.weight != 1.0:
@@ -191,33 +239,45 @@ def local_backward(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Non
     objective(worker, stage, h, batch).backward()
 
 
-def attach_heads(chain: Chain, spec: Any, budget: float | None, seed: int, keep: int) -> list[HeadReport]:
+def attach_heads(
+    chain: Chain, spec: Any, budget: float | None, seed: int, keep: int, siblings: bool = False
+) -> list[HeadReport]:
     """Build a head of kind `spec` on every stage below the last that has none (stages before `keep` need none).
 
-    Heads are sized under `budget` × the stage's forward FLOPs and start from a seed of (seed, "head", stage).
+    Heads are sized under `budget` × the stage's forward FLOPs and start from a seed of (seed, "head", stage). `siblings`: they
+    read what all groups of their depth put out, not the stage's own output alone.
     """
     wanting = [j for j in range(keep, len(chain) - 1) if chain[j].head is None]
-    if not wanting:
-        return []
+    reports = _build_heads(chain, spec, budget, seed, wanting, siblings) if wanting else []
+    for j in range(keep, len(chain) - 1):
+        chain[j].reads_siblings |= siblings  # those given by hand, too
+    arrange_loans(chain)
+    return reports
+
+
+def _build_heads(
+    chain: Chain, spec: Any, budget: float | None, seed: int, wanting: list[int], siblings: bool
+) -> list[HeadReport]:
     reports = []
-    x = chain.example()
-    output = run_once(chain, x)
-    per_token = output.dim() == 3
-    for j, stage in enumerate(chain):
-        h = run_once(stage.body, x)
-        if j in wanting:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed_of(seed, "head", j))
-                head, loss, report = build(
-                    spec,
-                    h,
-                    output.shape[-1],
-                    per_token=per_token,
-                    stage_flops=flops(stage.body, x),
-                    budget=budget,
-                    where=f"stage {j}",
-                )
-            stage.head, stage.loss = head, loss
-            reports.append(report)
-        x = h
+    walked = list(chain.walk(chain.example(), lambda j, x: run_once(chain[j].body, x)))
+    inputs, outputs = [x for _, x, _ in walked], [h for _, _, h in walked]
+    specs = {j: spec_at(spec, chain, j) for j in wanting}
+    goal = goal_of(outputs[-1], chain[-1].loss, specs[wanting[0]])
+    for j in wanting:
+        features = join([outputs[k] for k in chain.layout.beside(j)]) if siblings else outputs[j]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(seed, "head", j))
+            head, loss, report = build(
+                specs[j],
+                goal.reads(features, where := f"stage {j}"),
+                goal.outputs,
+                per_token=goal.per_token,
+                stage_flops=flops(chain[j].body, inputs[j]),
+                budget=budget,
+                where=where,
+                loss=goal.local_loss(),
+                shape=goal.shape,
+            )
+        chain[j].head, chain[j].loss, chain[j].reads_siblings = goal.finish(head), loss, siblings
+        reports.append(report)
     return reports

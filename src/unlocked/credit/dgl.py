@@ -12,8 +12,11 @@ are gone, the forward lock stays.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ..batch import Batch
 from ..chain import Chain, Stage
@@ -21,14 +24,31 @@ from ..consensus.base import Weights
 from ..heads import HeadReport
 from ..worker import Worker
 from .base import Properties, SynchronousCredit, attach_heads, local_backward
+from .lending import exchange
 
 
 async def local_step(worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
     """One micro-batch of a stage that learns from its own loss: receive, forward, pass on, local backward, update."""
-    x = await worker.below.recv("activation", batch)
+
+    async def pass_on(h: Tensor) -> None:
+        await worker.above.send("activation", h)
+
+    await exchange(worker, stage, batch, weights)
+    await learn(worker, stage, await worker.below.recv("activation", batch), batch, weights, pass_on)
+
+
+async def learn(
+    worker: Worker,
+    stage: Stage,
+    x: Tensor,
+    batch: Batch,
+    weights: Weights,
+    pass_on: Callable[[Tensor], Awaitable[None]],
+) -> None:
+    """The same without the receiving, from the stage's input `x`."""
     await weights.read()
     h = await worker.run("F", stage.body, x)
-    await worker.above.send("activation", h.detach())  # nothing ever comes back
+    await pass_on(h.detach())  # nothing ever comes back
     await worker.run("B", local_backward, worker, stage, h, batch)
     del x, h  # the update may wait for other replicas; their memory need not
     await weights.write()
@@ -58,6 +78,7 @@ class DGL(SynchronousCredit):
         delay="0",
         objective="local",
     )
+    grouped: ClassVar[bool] = True
     one_backward: ClassVar[bool] = True
     local: ClassVar[bool] = True
 

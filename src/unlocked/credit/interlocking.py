@@ -36,6 +36,7 @@ from ..heads import HeadReport
 from ..work import work
 from ..worker import Worker
 from .base import Properties, SynchronousCredit, attach_heads, leaf, objective
+from .lending import exchange
 
 
 @work("head-forward", "head-backward", gives=lambda worker, stage, h, batch: h)
@@ -91,6 +92,7 @@ class Interlocking(SynchronousCredit):
 
     async def step(self, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
         j, target = worker.stage, min(worker.stage + self.d, worker.stages - 1)
+        await exchange(worker, stage, batch, weights)
         x = leaf(worker, await worker.below.recv("activation", batch))
         await weights.read()
         h = await worker.run("F", stage.body, x)

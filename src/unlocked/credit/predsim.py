@@ -49,6 +49,7 @@ class PredSim(SynchronousCredit):
         delay="0",
         objective="local",
     )
+    grouped: ClassVar[bool] = True
     one_backward: ClassVar[bool] = True
     local: ClassVar[bool] = True
 

@@ -230,7 +230,7 @@ def _loop_once(stages: Sequence[Stage], batches: Sequence[Batch]) -> None:
 
 
 def _loss(stage: Stage, h: Tensor, batch: Batch) -> Tensor:
-    return stage.loss(stage.read(h), batch.y)
+    return stage.judge(stage.read(h), batch)
 
 
 def _seconds(way: Callable[[], None], device: torch.device) -> float:

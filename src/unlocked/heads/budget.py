@@ -10,13 +10,18 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from ..chain import Chain
 from ..costs import flops, run_once
 from ..errors import HeadTooLarge, InvalidChoice, choose
 from ..losses import Loss, cross_entropy, logits
+from .auglocal import AugLocalHead
 from .dgl import DGLCNNHead, DGLMLPHead
 from .fournier import CNNHead, LinearHead, MLPHead
+from .infopro import ConvolutionsAndDenseHead
+from .man import MANHead
 from .predsim import PredSimHead
 from .spec import HeadSpec, kind_of
+from .unembedding import SharedUnembeddingHead, UnembeddingHead
 
 HeadLike = str | HeadSpec | Callable[[Tensor, int], nn.Module]
 
@@ -30,6 +35,12 @@ HEADS: dict[str, HeadSpec] = {
         DGLMLPHead(reductions=3),
         DGLCNNHead(),
         PredSimHead(),
+        UnembeddingHead(),
+        SharedUnembeddingHead(),
+        ConvolutionsAndDenseHead(),
+        ConvolutionsAndDenseHead(convolutions=0, dense=1),
+        AugLocalHead(),
+        MANHead(),
     )
 }
 
@@ -66,10 +77,19 @@ class _Task(NamedTuple):
     stage_flops: int
     budget: float | None
     where: str
+    loss: Loss
+    shape: tuple[int, ...]
 
     @property
     def allowed(self) -> float:
         return math.inf if self.budget is None else self.budget * self.stage_flops
+
+
+def spec_at(spec: HeadLike, chain: Chain, stage: int) -> HeadLike:
+    """What to build the head of a stage from: a recipe may depend on the stage, and on the network above it."""
+    if isinstance(spec, str):
+        spec = HEADS[choose("head", spec, HEADS)]
+    return spec.at(chain, stage) if isinstance(spec, HeadSpec) else spec
 
 
 def build(
@@ -81,6 +101,8 @@ def build(
     stage_flops: int,
     budget: float | None = 0.10,
     where: str = "this stage",
+    loss: Loss = cross_entropy,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[nn.Module, Loss, HeadReport]:
     """A head for a stage, its local loss, and what it costs.
 
@@ -92,10 +114,13 @@ def build(
     budget: largest share of `stage_flops` the head may take; None for no limit. A named head or a recipe gets the
         largest hidden width that fits, at most the paper's; a function's module is taken as it is, or refused.
     where: the stage's name in error messages.
+    loss: the network's own, which the head gets too unless it has one of its own.
+    shape: of what a function's module must give; None: one row of `outputs` for each sample, or for each position.
 
     Raises HeadTooLarge, or InvalidChoice for what no head can be built from.
     """
-    task = _Task(features.detach(), outputs, per_token, stage_flops, budget, where)
+    given = shape or (*features.shape[: 2 if per_token else 1], outputs)
+    task = _Task(features.detach(), outputs, per_token, stage_flops, budget, where, loss, given)
     _check(task)
     if isinstance(spec, str):
         spec = HEADS[choose("head", spec, HEADS)]
@@ -128,7 +153,7 @@ def _build_recipe(spec: HeadSpec, task: _Task) -> tuple[nn.Module, Loss, HeadRep
     report = HeadReport(spec.name, width, cost, task.stage_flops)
     if not fits:
         _refuse(report, spec.make(_shape_only(task.features), task.outputs, task.per_token, width), task)
-    return spec.make(task.features, task.outputs, task.per_token, width), spec.loss(), report
+    return spec.make(task.features, task.outputs, task.per_token, width), spec.loss() or task.loss, report
 
 
 def _build_custom(function: Callable[[Tensor, int], nn.Module], task: _Task) -> tuple[nn.Module, Loss, HeadReport]:
@@ -139,14 +164,13 @@ def _build_custom(function: Callable[[Tensor, int], nn.Module], task: _Task) -> 
     head = head.to(task.features.device, task.features.dtype)
     report = HeadReport(name, None, flops(head, task.features), task.stage_flops)
     got = tuple(logits(run_once(head, task.features)).shape)
-    rows = task.features.shape[:2] if task.per_token else task.features.shape[:1]
-    if got != (*rows, task.outputs):
+    if got != task.shape:
         raise InvalidChoice(
-            f"The head {name!r} of {task.where} gives logits of shape {got}; they must have {(*rows, task.outputs)}."
+            f"The head {name!r} of {task.where} gives logits of shape {got}; they must have {task.shape}."
         )
     if report.flops > task.allowed:
         _refuse(report, head, task)
-    return head, cross_entropy, report
+    return head, task.loss, report
 
 
 def _fit(spec: HeadSpec, task: _Task) -> tuple[bool, int | None]:
@@ -209,15 +233,16 @@ def _would_fit(spec: HeadSpec, task: _Task) -> bool:
 
 def _projection(head: nn.Module, task: _Task) -> str:
     """A sentence if the projection to the outputs alone is over the budget, as with a large vocabulary; else ''."""
-    found = [part for part in head.modules() if isinstance(part, nn.Linear) and part.out_features == task.outputs]
+    weights = [getattr(part, "weight", None) for part in head.modules()]
+    found = [x.shape[1] for x in weights if isinstance(x, Tensor) and x.dim() == 2 and len(x) == task.outputs]
     if not found:
         return ""
     rows = math.prod(task.features.shape[: 2 if task.per_token else 1])
-    cost = 2 * rows * found[-1].in_features * task.outputs
+    cost = 2 * rows * found[-1] * task.outputs
     if cost <= task.allowed:
         return ""
     share = f", {_percent(cost / task.stage_flops)}," if task.stage_flops else ""
-    return f" The output projection alone ({found[-1].in_features} → {task.outputs}){share} exceeds it."
+    return f" The output projection alone ({found[-1]} → {task.outputs}){share} exceeds it."
 
 
 def _percent(share: float) -> str:

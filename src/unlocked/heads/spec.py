@@ -16,11 +16,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..chain import Chain
 from ..errors import InvalidChoice
-from ..losses import Loss, cross_entropy
+from ..losses import Loss
 
 Kind = Literal["maps", "vectors", "sequences", "tokens"]
 
+ANYWHERE = "'linear', 'mlp', 'dgl-mlp' and 'predsim'"  # they read every kind of features
 POOLED = 2  # side of the maps a head flattens (Fournier's thesis, B.1.2)
 
 
@@ -28,11 +30,16 @@ class HeadSpec(ABC):
     """A head's recipe; subclasses are frozen dataclasses whose defaults are the paper's values."""
 
     smallest: ClassVar[int] = 1  # the narrowest width worth training
+    needs: ClassVar[str] = "maps (B, C, H, W)"  # where `reads` refuses other kinds
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The head's name in messages and reports."""
+
+    def at(self, chain: Chain, stage: int) -> HeadSpec:
+        """The recipe for this stage of a chain: another one, where it depends on the depth or on the network above."""
+        return self
 
     def paper_width(self, features: Tensor) -> int | None:
         """The hidden width the paper uses on these features; None if there is no hidden layer."""
@@ -42,9 +49,9 @@ class HeadSpec(ABC):
         """Whether the head makes sense on this kind of features."""
         return True
 
-    def loss(self) -> Loss:
-        """The local loss this head is trained with."""
-        return cross_entropy
+    def loss(self) -> Loss | None:
+        """The loss that this head is always trained with; None: it takes the network's own."""
+        return None
 
     def make(self, features: Tensor, outputs: int, per_token: bool, width: int | None = None) -> nn.Module:
         """The head for `features` (an example) with `outputs` logits and hidden width `width` (None: the paper's).
@@ -55,8 +62,8 @@ class HeadSpec(ABC):
         kind = kind_of(features, per_token)
         if not self.reads(kind):
             raise InvalidChoice(
-                f"The head {self.name!r} needs maps (B, C, H, W), but this stage gives {kind} of shape "
-                f"{tuple(features.shape)}; the heads 'linear', 'mlp', 'dgl-mlp' and 'predsim' work there."
+                f"The head {self.name!r} needs {self.needs}, but this stage gives {kind} of shape "
+                f"{tuple(features.shape)}; the heads {ANYWHERE} work there."
             )
         width = self.paper_width(features) if width is None else width
         with torch.device("meta" if features.is_meta else "cpu"):

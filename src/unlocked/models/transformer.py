@@ -72,10 +72,11 @@ class Block(nn.Module):
         self.widen = nn.Linear(width, 4 * width)
         self.narrow = nn.Linear(4 * width, width)
         self.dropout = dropout_of(dropout)
+        self.residual: nn.Module = nn.Identity()  # a neuron group's first block takes its slice
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, D) → (B, t, D)."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
+        x = self.residual(x) + self.dropout(self.attention(self.norm1(x)))
         hidden = F.gelu(self.widen(self.norm2(x)), approximate="tanh")
         return x + self.dropout(self.narrow(hidden))
 

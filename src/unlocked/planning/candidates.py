@@ -89,8 +89,9 @@ def left_out(credit: Sequence[str] = (), consensus: Sequence[str] = ()) -> list[
 
 
 def unasked() -> list[str]:
-    """The consensus rules that are tried only if they are named."""
-    return [kind.name for kind in consensus_rules.ALL if not kind.planned]
+    """The rules that are tried only if they are named."""
+    kinds: tuple[Any, ...] = (*credit_rules.ALL, *consensus_rules.ALL)
+    return [kind.name for kind in kinds if not kind.planned]
 
 
 def depths(devices: int) -> list[int]:

@@ -100,7 +100,9 @@ class Cuts:
         rows = list(chain)
         like = chain.like if self._like is None else self._like
         if stages == len(chain):
-            return Chain(_apart(rows), like, chain.names)
+            return Chain(_apart(rows), like, chain.names, layout=chain.layout.groups)
+        if not chain.layout.plain:
+            raise CannotCut("A chain with groups side by side cannot be joined to one stage; plan the model itself.")
         return Chain([Stage(nn.Sequential(*[stage.body for stage in rows]), rows[-1].head, rows[-1].loss)], like)
 
 

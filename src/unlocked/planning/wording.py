@@ -264,7 +264,7 @@ def assumptions(
         "matrix grows with the square of the batch, which is not counted."
     )
     if not consensus:
-        yield "Rules that are tried only if they are named (--consensus): " + ", ".join(unasked()) + "."
+        yield "Rules that are tried only if they are named (--credit, --consensus): " + ", ".join(unasked()) + "."
     absent = left_out(credit, consensus)
     if absent:
         yield f"Not simulated, as PyTorch does the communicating: {', '.join(absent)}; measure them with unlocked compare."

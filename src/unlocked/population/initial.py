@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ..chain import Chain
 from ..consensus.base import Consensus
 from ..credit.base import Credit
+from ..cutting import from_recipe_of_chain
 from ..errors import InvalidChoice, choose
-from ..models import from_recipe
 from ..rng import seed_of
 
 Initial = Literal["same", "different"] | Callable[[int], Chain | nn.Module | Mapping[str, Tensor]]
@@ -76,7 +76,9 @@ class Drawing:
             return
         before = _values(fresh)
         if fresh.recipe is not None:
-            fresh.load_state_dict(from_recipe(fresh.recipe["model"]).state_dict())
+            fresh.load_state_dict(from_recipe_of_chain(fresh.recipe, fresh.example()).state_dict())
+            if fresh.recipe.get("final") is not None:  # neuron groups: drawn from a seed that all members share
+                _reset(fresh[-1].body, "the final head", before)
         for j, stage in enumerate(fresh):
             if fresh.recipe is None:
                 _reset(stage.body, f"stage {j}", before)

@@ -65,12 +65,19 @@ def _product(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> fl
 class Alignment:
     """Looks at every `every`-th step of a trainer, until `close`; `records` as `GradientCosine` has them (callbacks.py).
 
-    Raises InvalidChoice if not all stages of all replicas live in this process.
+    Raises InvalidChoice if not all stages of all replicas live in this process, in memory.
     """
 
     def __init__(self, trainer: Trainer, every: int, records: list[dict[str, Any]]) -> None:
         if trainer.consensus.free:
             raise InvalidChoice("Replicas that run freely have no steps of all to look at; take pairing='clocks'.")
+        if trainer.credit.free:
+            raise InvalidChoice("Stages at their own rates have no steps of all to look at; take rates='equal'.")
+        if trainer.residence is not None:
+            raise InvalidChoice(
+                "Backpropagation through all stages needs all of them in memory, but this trainer keeps one (resident=…); look "
+                "at the same training without that."
+            )
         if len(trainer.workers) != trainer.replicas * trainer.stages:
             raise InvalidChoice(
                 f"Backpropagation through all stages needs all of them here; this process has {len(trainer.workers)} of "
@@ -187,15 +194,18 @@ class Alignment:
         ]
 
     def _backward(self, replica: int, chain: Chain, batch: Batch) -> None:
-        h = batch.x
         workers = [worker for worker in self._trainer.workers if worker.replica == replica]
-        for worker, stage in zip(workers, chain, strict=True):
-            with _back_to(worker):
-                worker.at(batch.number)
-                h = worker.compute(stage.body, (h,))
-                if worker.last:
-                    loss = worker.compute(_loss, (stage, h, batch))
-                    worker.compute(torch.autograd.backward, (loss,))
+
+        def computed(j: int, x: Tensor) -> Tensor:
+            workers[j].at(batch.number)
+            return workers[j].compute(chain[j].body, (x,))
+
+        with contextlib.ExitStack() as stack:
+            for worker in workers:
+                stack.enter_context(_back_to(worker))
+            *_, (_, _, h) = chain.walk(batch.x, computed)
+            loss = workers[-1].compute(_loss, (chain[-1], h, batch))
+            workers[-1].compute(torch.autograd.backward, (loss,))
 
 
 @contextlib.contextmanager
@@ -209,7 +219,7 @@ def _back_to(worker: Worker) -> Iterator[None]:
 
 
 def _loss(stage: Stage, h: Tensor, batch: Batch) -> Tensor:
-    return stage.loss(stage.read(h), batch.y) * batch.weight
+    return stage.judge(stage.read(h), batch) * batch.weight
 
 
 def _trained(stage: Stage) -> list[nn.Parameter]:

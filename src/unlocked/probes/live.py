@@ -102,7 +102,8 @@ class LiveBytes(TorchDispatchMode):
         self._events.append((time.perf_counter(), storage, size))
 
     def _died(self, storage: _Storage) -> None:
-        del self._alive[storage.key]
+        if self._alive.get(storage.key) is storage:  # another thread may have freed it, and its address be in use again
+            del self._alive[storage.key]
         self._move(storage, -storage.size)
 
     def __torch_dispatch__(

@@ -55,7 +55,7 @@ class SavedBytes:
         for tensor in tensors:
             address = tensor.untyped_storage()._cdata
             self._disregarded.add(address)
-            weakref.finalize(tensor, self._disregarded.discard, address)
+            weakref.finalize(tensor.untyped_storage(), self._disregarded.discard, address)
 
     def passed(self, tensors: Iterable[Tensor]) -> int:
         """Bytes of ignored tensors that were saved, each time they were."""
@@ -120,6 +120,14 @@ def count_saved(tensor: Tensor, holder: object) -> None:
     """Tell the meters of a tensor that is kept for a backward until `holder` dies, by other means than autograd's own."""
     for meter in _open:
         meter.count(tensor, holder)
+
+
+def disregard(tensors: Iterable[Tensor]) -> None:
+    """Tell the meters of tensors that are to be ignored as long as their memory is there: weights that came just now."""
+    if _open:
+        known = list(tensors)
+        for meter in _open:
+            meter.disregard(known)
 
 
 def _storages(tensors: Iterable[Tensor]) -> set[int]:

@@ -76,7 +76,7 @@ def _panel(
             axes.plot(curve.x, curve.y, color=GREY, linewidth=1.0, zorder=1)
     for curve in curves:
         if curve.name in shown:
-            _draw(sheet, axes, curve, looks[curve.name], end=len(shown) == 1)
+            draw_curve(sheet, axes, curve, looks[curve.name], end=len(shown) == 1)
     axes.set_xlabel(axis.x)
     axes.set_ylabel(axis.y)
     if axis.log:
@@ -88,7 +88,8 @@ def _panel(
     return sheet.svg(axes, label)
 
 
-def _draw(sheet: Sheet, axes: Axes, curve: Curve, look: Look, end: bool) -> None:
+def draw_curve(sheet: Sheet, axes: Axes, curve: Curve, look: Look, end: bool) -> None:
+    """A line with its band; `end`: with the last value beside it."""
     if any(curve.spread):
         low = [y - s for y, s in zip(curve.y, curve.spread)]
         high = [y + s for y, s in zip(curve.y, curve.spread)]
@@ -108,6 +109,12 @@ def _draw(sheet: Sheet, axes: Axes, curve: Curve, look: Look, end: bool) -> None
             color=INK,
             annotation_clip=False,
         )
+
+
+def apart(curves: list[Curve]) -> bool:
+    """Whether the values are so far apart that only a logarithmic axis shows them all."""
+    values = [y for curve in curves for y in curve.y]
+    return bool(values) and min(values) > 0 and max(values) > 8 * min(values)
 
 
 def _limits(curves: list[Curve], log: bool) -> tuple[float, float]:

@@ -11,8 +11,8 @@ from typing import TypeVar
 from ..errors import UnlockedError
 from ..simulation.options import in_words
 from ..timeline import Timeline
-from . import alignment, curves, gantt, measured, memory, settings, table, traffic
-from .curves import Axis, Curve, chart
+from . import alignment, curves, gantt, measured, memory, representation, settings, table, traffic
+from .curves import Axis, Curve, apart, chart
 from .drawing import RC, Look, Sheet, looks
 from .footprint import Footprint
 from .recording import Recording
@@ -77,6 +77,11 @@ def _sections(study: Study) -> list[Section]:
         ("results", "Results", table.table(study, all_looks)),
         ("accuracy", "Accuracy", _accuracy(sheet, study, all_looks)),
         ("depth", "Losses and accuracy with depth", _depth(sheet, study, all_looks)),
+        (
+            "representation",
+            "What each stage has made of the data",
+            representation.representation(sheet, study.methods, all_looks),
+        ),
         ("alignment", "Gradients beside backpropagation's", alignment.alignment(sheet, study.methods, all_looks)),
         ("step", _steps_heading(study), _steps(sheet, study, all_looks)),
         ("memory", "Memory", _memory(sheet, study.methods, all_looks) + _live(sheet, study, all_looks)),
@@ -143,7 +148,7 @@ def _depth(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
     if not losses and not scores:
         return '<p class="missing">No losses were recorded.</p>'
     items = [
-        ("Training loss at each head", losses, Axis("stage", "training loss", log=_apart(losses), whole=True)),
+        ("Training loss at each head", losses, Axis("stage", "training loss", log=apart(losses), whole=True)),
         ("Held-out accuracy at each head", scores, Axis("stage", "accuracy, %", whole=True)),
     ]
     text = (
@@ -153,11 +158,6 @@ def _depth(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
     )
     courses = _courses(sheet, study)
     return _charts(sheet, all_looks, items) + caption(text) + courses
-
-
-def _apart(found: list[Curve]) -> bool:
-    values = [y for curve in found for y in curve.y]
-    return bool(values) and min(values) > 0 and max(values) > 8 * min(values)
 
 
 def _courses(sheet: Sheet, study: Study) -> str:
@@ -177,7 +177,7 @@ def _course(sheet: Sheet, name: str, run: Run) -> str:
     found = curves.losses_by_epoch(run)
     if not found:
         return ""
-    axis = Axis("passes over the data", "training loss", _apart(found), True)
+    axis = Axis("passes over the data", "training loss", apart(found), True)
     return curves.stages_chart(sheet, found, axis, name or "Training loss of every stage", small=bool(name))
 
 

@@ -58,6 +58,7 @@ class Method:
     ensemble: float | None
     numbers: dict[str, float | None]
     failed: str = ""
+    layerwise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ def _method_of_row(row: Record, runs: list[Run]) -> Method:
         _mean_of(runs, "ensemble"),
         {key: row.number(key) for key in ROW_NUMBERS},
         row.text("failed"),
+        _mean_of(runs, "layerwise"),
     )
 
 
@@ -239,6 +241,7 @@ def _method_of_runs(name: str, runs: list[Run]) -> Method:
         stdev(accuracies) if len(accuracies) > 1 else None,
         _mean_of(runs, "ensemble"),
         numbers,
+        layerwise=_mean_of(runs, "layerwise"),
     )
 
 

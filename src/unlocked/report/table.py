@@ -12,6 +12,7 @@ from .words import bytes_text, number_text, percent_text
 COLUMNS = (
     ("Accuracy, %", "on held-out data, mean ± standard deviation over the seeds"),
     ("Ensemble, %", "accuracy of the mean of the replicas' predictions, mean over the seeds"),
+    ("All heads, %", "accuracy of the layerwise ensemble of all stages' heads, mean over the seeds"),
     ("Samples/s", "of training, as it was run"),
     ("Peak activations", "bytes kept for backward at the worst moment of the first step"),
     ("Up", "bytes of activations between stages, per update and replica"),
@@ -46,6 +47,7 @@ def _row(method: Method, look: Look) -> str:
     cells = [
         _cell(method.accuracy, percent_text(method.accuracy, method.spread)),
         _cell(method.ensemble, percent_text(method.ensemble)),
+        _cell(method.layerwise, percent_text(method.layerwise)),
         _cell(n["samples_per_second"], number_text(n["samples_per_second"])),
         *(_cell(n[k], bytes_text(n[k])) for k in ("activation_peak", "bytes_up", "bytes_down", "bytes_replicas")),
         _cell(n["seconds"], number_text(n["seconds"])),

@@ -143,6 +143,8 @@ class GhostStage:
     ) -> None:
         self.body, self._module, self._of_body = body, module, len(shapes) - of_head
         self.head = None if module is None else module.head
+        self.lends = () if module is None else module.lends
+        self.borrows = None if module is None else module.borrows
         self._parameters = [GhostParameter(*shape) for shape in shapes]
 
     def parameters(self) -> Iterator[GhostParameter]:

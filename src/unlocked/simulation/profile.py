@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..chain import Chain, Stage
+from ..batch import Batch
+from ..chain import Chain, Stage, join
 from ..credit.reconstructing import segments
 from ..losses import logits
 from ..probes.memory import SavedBytes
@@ -150,14 +151,13 @@ def _stage(stage: Stage, small: _Reading, large: _Reading) -> StageProfile:
 
 
 def _read(chain: Chain, like: Tensor, samples: int) -> list[_Reading]:
-    readings = []
+    readings: list[_Reading] = []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
-        x = torch.empty((samples, *like.shape[1:]), dtype=like.dtype)
-        for j, stage in enumerate(chain):
-            shapes = _ShapesOnly(stage)
-            reading = _read_stage(shapes, stage, x, first=j == 0, last=j == len(chain) - 1)
-            readings.append(reading)
-            x = reading.output
+        x = data = torch.empty((samples, *like.shape[1:]), dtype=like.dtype)
+        for row in chain.layout.rows:
+            outputs = [_ShapesOnly(chain[j]).call("body", x).detach() for j in row] if len(row) > 1 else []
+            readings += [_read_stage(_ShapesOnly(chain[j]), chain, j, x, data, outputs) for j in row]
+            x = join([readings[j].output for j in row])
     return readings
 
 
@@ -188,7 +188,10 @@ class _ShapesOnly:
         return [*self.weights.values(), *self.buffers.values()]
 
 
-def _read_stage(shapes: _ShapesOnly, stage: Stage, x: Tensor, first: bool, last: bool) -> _Reading:
+def _read_stage(shapes: _ShapesOnly, chain: Chain, j: int, x: Tensor, data: Tensor, outputs: list[Tensor]) -> _Reading:
+    """`data`: what the network reads; `outputs`: of the groups side by side, if there are several."""
+    stage, first, last = chain[j], chain.layout.depth(j) == 0, j == len(chain) - 1
+    beside = stage.reads_siblings and outputs
     # the first stage's input needs no gradient, unless it is of a kind that could not have one
     x = x.detach() if first or not x.is_floating_point() else x.detach().requires_grad_()
     weights = [x for name, x in shapes.weights.items() if x.requires_grad and not name.startswith("head.")]
@@ -200,7 +203,8 @@ def _read_stage(shapes: _ShapesOnly, stage: Stage, x: Tensor, first: bool, last:
         copy = h.detach().requires_grad_(h.is_floating_point())
         with counter.counting("head-forward"):
             # a stage below the last without a head has no loss of its own
-            loss = _loss(shapes, stage, copy) if last or stage.head is not None else None
+            seen = join([copy if k == j else h for k, h in zip(chain.layout.beside(j), outputs)]) if beside else copy
+            loss = _loss(shapes, stage, seen, data) if last or stage.head is not None else None
         head_kept = meter.live - kept
         with counter.counting("head-backward"):
             if loss is not None and loss.requires_grad:
@@ -258,17 +262,17 @@ class _Parts(nn.Module):
         return _bytes(kept.values()), again
 
 
-def _loss(shapes: _ShapesOnly, stage: Stage, h: Tensor) -> Tensor | None:
+def _loss(shapes: _ShapesOnly, stage: Stage, h: Tensor, data: Tensor) -> Tensor | None:
     """The stage's loss on made-up targets; None if it wants others."""
     output = shapes.call("head", h) if stage.head is not None else h
     scores = logits(output)
     if not isinstance(scores, Tensor) or scores.dim() < 2:
         return None
     try:
-        return stage.loss(output, torch.empty(scores.shape[:-1], dtype=torch.long))
+        return stage.judge(output, Batch(data, torch.empty(scores.shape[:-1], dtype=torch.long)))
     except (RuntimeError, TypeError, ValueError, AssertionError):
         try:
-            return stage.loss(output, torch.empty(scores.shape))
+            return stage.judge(output, Batch(data, torch.empty(scores.shape)))
         except (RuntimeError, TypeError, ValueError, AssertionError):
             return scores.sum()
 

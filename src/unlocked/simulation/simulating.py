@@ -60,6 +60,9 @@ def simulate(
     sizes = rule.sizes(replicas, len(costs))
     even = sizes == [replicas] * len(costs)
     workers = world.mesh(replicas if even else sizes, len(costs), seed)
+    if chain is not None:
+        for worker in workers:
+            worker.arrange(chain.layout)
     blank = None if chain is None else chain.blank("meta")
     bodies = [_body(stage.profile, blank, j) for j, stage in enumerate(costs.stages)]
     stages = {worker.place: _stage(worker, costs, bodies, blank) for worker in workers}

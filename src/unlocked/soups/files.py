@@ -50,6 +50,8 @@ def _of_run(folder: Path) -> list[Member]:
     chains = Trainer.resume(folder / "checkpoint", device="cpu").members() or []
     if chains and chains[0].recipe is None:
         raise InvalidChoice(f"The network of {folder} was made by your own code; use unlocked.soups from Python.")
+    if chains and "layout" in (chains[0].recipe or {}):
+        raise InvalidChoice(f"The network of {folder} has neuron groups; use unlocked.soups from Python.")
     members = []
     for n, chain in enumerate(chains):
         assert chain.recipe is not None

@@ -16,7 +16,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -55,16 +55,27 @@ class Distributed(Wired):
         reduction: who computes a mean over replicas. "ordered": the library, summing in the order of the replicas, bit for bit
             as in process. "backend": gloo's or NCCL's own all-reduce, in whatever order it likes: the sum of N values is then
             good to about N units in the last place (equal bit for bit for N = 2), and every worker needs a process.
+        slow: stage → factor ≥ 1: every computation of that stage takes so many times as long, by sleeping, as on a slower
+            machine (its process does nothing else meanwhile). For experiments.
 
     `close` it at the end, or use it as a context manager. Raises CannotJoin, LostProcess.
     """
 
     def __init__(
-        self, cluster: Cluster | None = None, *, links: Links = "auto", ahead: int = 2, reduction: Reduction = "ordered"
+        self,
+        cluster: Cluster | None = None,
+        *,
+        links: Links = "auto",
+        ahead: int = 2,
+        reduction: Reduction = "ordered",
+        slow: Mapping[int, float] | None = None,
     ) -> None:
         choose("reduction", reduction, ("ordered", "backend"))
         if ahead < 1:
             raise InvalidChoice(f"ahead={ahead} is not possible; a process must be allowed at least 1 window.")
+        if any(not factor >= 1.0 for factor in (slow or {}).values()):
+            raise InvalidChoice(f"slow={slow!r} is not possible; give a factor of at least 1 for a stage.")
+        self._slow = dict(slow or {})
         crew = cluster if cluster is not None else Cluster.join()
         self._own_cluster = cluster is None
         self._name = f"world-{crew.count_worlds()}"
@@ -257,6 +268,15 @@ class Distributed(Wired):
         self._scheduler.run_tasks()
 
     # ---- the verbs, where they are not those of wired.py --------------------------------------------------------------
+
+    async def execute(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple) -> Any:
+        """Compute now; a slow stage sleeps before it goes on."""
+        result = await super().execute(here, kind, function, arguments)
+        if here.stage in self._slow:
+            act = self._timeline.acts[-1]
+            time.sleep((self._slow[here.stage] - 1.0) * (act.end - act.start))
+            self._timeline.acts[-1] = act._replace(end=time.perf_counter())
+        return result
 
     async def send(self, here: Worker, there: Place, channel: str, x: Tensor) -> None:
         """As in wired.py; to itself: to the thread beside this one."""

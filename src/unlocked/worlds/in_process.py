@@ -57,6 +57,11 @@ class InProcess(MeetingWorkers):
         super().__init__(self._streams or Scheduler())
         self.crew = Alone()
 
+    @property
+    def uses_streams(self) -> bool:
+        """Whether workers compute side by side."""
+        return self._streams is not None
+
     def mesh(
         self,
         replicas: int | Sequence[int],

@@ -14,7 +14,7 @@ from ..cluster import Cluster
 from ..errors import InvalidChoice, choose
 from ..links import Door, GroupReceiver, GroupSender, RingSender
 from ..links.process_group import pair_group
-from ..worker import Place
+from ..worker import DRAINED, Place
 from .local import Key
 
 Links = Literal["auto", "shared-memory", "gloo"]
@@ -23,11 +23,16 @@ Event = (
     Any  # a message (Key, Tensor), a process is lost (the sentence), something has been sent (None), or beside.py's own
 )
 _ROOM = 2  # messages of a channel that may lie here untaken
+_ROOM_DRAINED = 1000  # of one whose receiver takes all of them at once: a new message is not to wait behind old ones
 
 
 def described(key: Key) -> str:
     """A channel, in words."""
     return f"channel {key[2]!r} from {key[0]} to {key[1]}"
+
+
+def _room(channel: str) -> int:
+    return _ROOM_DRAINED if channel.endswith(DRAINED) else _ROOM
 
 
 class Wiring:
@@ -58,7 +63,7 @@ class Wiring:
     def listen(self, key: Key, rank: int) -> None:
         """A worker here is about to take from this channel. Through memory the sender opens it, over gloo both sides do."""
         if not self._shared(rank) and key not in self._receivers:
-            self._room[key] = threading.Semaphore(_ROOM)
+            self._room[key] = threading.Semaphore(_room(key[2]))
             self._receivers[key] = GroupReceiver(
                 lambda: self._pair(key, 1), lambda x: self._arrived(key, x), self._loss_of(rank)
             )
@@ -130,7 +135,7 @@ class Wiring:
         """A process of this host opens a channel; called on a thread."""
         rank, source, target, channel = told
         key = (Place(*source), Place(*target), str(channel))
-        self._room[key] = threading.Semaphore(_ROOM)
+        self._room[key] = threading.Semaphore(_room(key[2]))
         return lambda x: self._arrived(key, x), self._loss_of(rank)
 
     def _arrived(self, key: Key, x: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/async_buffers.py."""

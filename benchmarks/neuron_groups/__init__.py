@@ -1,0 +1,1 @@
+"""Parts of benchmarks/groups.py: Patel's tables by counting, and what two processes gain."""
