@@ -346,7 +346,8 @@ def test_the_peak_of_a_process_is_under_the_stated_bound():
 
     weights = 4 * 1024 * 1024  # of a stage; its AdamW has twice as much
     state = 3 * weights
-    more = 3 * state + 6 * weights  # held back by the C library; gradient, temporaries
+    first_use = 16 * 1024 * 1024  # what PyTorch makes when it is first asked for something; varies from run to run
+    more = 3 * state + 6 * weights + first_use  # held back by the C library; gradient, temporaries
     assert peak("all") > 11 * state
     assert peak("one") < state + more
     assert peak("two") < 3 * state + more
