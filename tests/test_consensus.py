@@ -66,8 +66,8 @@ def without_batchnorm(row):
     return dataclasses.replace(credit, head=lambda h, outputs: torch.nn.Linear(h.shape[1], outputs).to(h.dtype))
 
 
-# predsim and infopro compare the samples of one batch with each other, or bring them to one scale: shards are another objective,
-# even without BatchNorm; replicas of async-dgl draw from their buffers each for itself;
+# predsim and infopro compare the samples of one batch with each other, or bring them to one scale: shards are another
+# objective, even without BatchNorm; replicas of async-dgl draw from their buffers each for itself;
 # under cdp-pipeline some micro-batches see newer weights than others, and shards are split into other ones
 @pytest.mark.covering
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ def _row(extent: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def empty(x: Tensor) -> None:
     """Let go of a tensor's memory."""
     value = float("nan") if x.is_floating_point() or x.is_complex() else 0
-    x.set_(torch.full((), value, dtype=x.dtype, device=x.device).expand(x.shape))
+    x.set_(torch.full((), value, dtype=x.dtype, device=x.device).expand(x.shape))  # type: ignore[call-overload]
 
 
 @torch.no_grad()
 def fill(x: Tensor, row: Tensor, like: Form) -> None:
     """Give a tensor the memory of a row."""
-    x.set_(row.as_strided(like.shape, like.stride))
+    x.set_(row.as_strided(like.shape, like.stride))  # type: ignore[call-overload]
