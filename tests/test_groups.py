@@ -443,7 +443,8 @@ def test_resuming_goes_on_bit_for_bit(tmp_path):
 def test_a_run_of_the_command_line_is_cut_into_groups_and_not_anew(tmp_path, capsys):
     from unlocked.cli import main
 
-    words = ["--credit", "gn-dgl(groups=2,head=linear,budget=None)", "--model", "mlp", "--stages", "1", "--epochs", "1"]
+    rule = "gn-dgl(groups=2,final=0c1f,head=linear,budget=None)"
+    words = ["--credit", rule, "--model", "mlp", "--stages", "1", "--epochs", "1"]
     run = str(tmp_path / "run")
     assert main(["train", "--run", run, *words]) == 0
     assert "all heads together" in capsys.readouterr().out

@@ -71,7 +71,8 @@ def make_chain(config: RunConfig, train: Data) -> Chain:
     if not isinstance(rule, GNDGL) or rule.groups is None:
         return cut(model, config.stages, like=example, balance=config.balance)
     stem = "split" if rule.stem == "split" else "shared"
-    return cut(model, config.stages, like=example, balance=config.balance, groups=rule.groups, stem=stem)
+    grouped = {"groups": rule.groups, "stem": stem, "final": rule.final}
+    return cut(model, config.stages, like=example, balance=config.balance, **grouped)  # type: ignore[arg-type]
 
 
 def groups_of(config: RunConfig) -> int | None:

@@ -74,6 +74,8 @@ class GNDGL(SynchronousCredit):
             "split": there is none, each of the first groups has its own share of it (cut(…, stem="split")).
         groups: into how many groups train and compare cut each module; from Python, cut(model, stages, groups=…) does it, and
             the rule takes the chain as it is.
+        final: head that train and compare put in the place of the network's last layer, as the authors do ("1c2f"); None: that
+            layer itself.
     """
 
     head: Any = "mlp"
@@ -84,6 +86,7 @@ class GNDGL(SynchronousCredit):
     temperature: float = 3.0
     stem: Literal["groups", "own", "split"] = "groups"
     groups: int | None = None
+    final: str | None = None
 
     name: ClassVar[str] = "gn-dgl"
     properties: ClassVar[Properties] = Properties(
