@@ -203,9 +203,8 @@ class Trainer:
         self.activation_curve: list[int] = []
         self.memory: list[dict[str, Any]] = []
         self.training_data: Any = None
-        self.samples: Mapping[
-            int, Samples
-        ] = {}  # of the next update's batches, by replica, where the rule asks for them
+        # of the next update's batches, by replica, where the rule asks for them
+        self.samples: Mapping[int, Samples] = {}
         self._running = False
         self._settled = self._aligned = True  # see `settle`, and `Weights.realign`
         self.last_checkpoint: Path | None = None

@@ -278,6 +278,6 @@ def _build_heads(
                 loss=goal.local_loss(),
                 shape=goal.shape,
             )
-        chain[j].head, chain[j].loss, chain[j].reads_siblings = goal.finish(head), loss, siblings
+        chain[j].head, chain[j].loss = goal.finish(head), loss
         reports.append(report)
     return reports
