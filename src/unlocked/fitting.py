@@ -81,6 +81,7 @@ class Fitting:
         for callback in plan.callbacks:
             callback.on_start(trainer, self._total)
         try:
+            trainer.credit.meet(trainer, plan.train)
             if self._elastic:
                 become_elastic(trainer, Path(str(plan.checkpoint)))
             with Interrupt(trainer.crew) as interrupt:
@@ -210,7 +211,9 @@ class Fitting:
         trainer = self._trainer
         begin = trainer.world.clock()
         losses = self._metered_step(shares) if self._to_be_metered() else trainer.update(shares)
-        seconds, samples = trainer.world.clock() - begin, trainer.replicas * len(next(iter(shares.values()))[0])
+        seconds = trainer.world.clock() - begin
+        views = getattr(self._plan.train, "views", 1)
+        samples = trainer.replicas * len(next(iter(shares.values()))[0]) // views
         trainer.batch_in_epoch += 1
         trainer.elapsed += seconds
         trainer.book.add(losses, samples, seconds)
@@ -301,5 +304,7 @@ class Fitting:
             record["replicas"] = told
         if (buffers := buffers_of_epoch(trainer)) is not None:
             record["buffers"] = buffers
+        if book.notes:
+            record["notes"] = book.mean_notes(trainer.stages)
         trainer.sent_before, trainer.book = trainer.bytes_sent, EpochBook()
         return record

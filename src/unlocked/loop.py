@@ -14,6 +14,7 @@ import torch
 
 from .cluster.base import Crew, Wish
 from .timeline import Timeline
+from .worker import Worker
 
 Losses = list[float | None]  # one per stage, None for a stage without a loss of its own
 
@@ -31,7 +32,8 @@ class Interrupted(KeyboardInterrupt):
 class EpochBook:
     """What an epoch has come to so far. It is saved with a checkpoint, so that a resumed epoch is reported whole.
 
-    losses: [sum, count] of each worker that had one, by "replica.stage". traffic: bytes sent up and down between stages and
+    losses: [sum, count] of each worker that had one, by "replica.stage"; notes: the same of each name that `Worker.note` was
+    given. traffic: bytes sent up and down between stages and
     among replicas, those on the wire, and the number of updates. sent: bytes by channel. seconds: of this process.
     """
 
@@ -41,6 +43,15 @@ class EpochBook:
     updates: int = 0
     traffic: dict[str, int] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def noted(self, workers: Iterable[Worker]) -> None:
+        """What the workers noted in an update."""
+        for worker in workers:
+            for name, value in worker.notes:
+                entry = self.notes.setdefault(name, {}).setdefault(f"{worker.replica}.{worker.stage}", [0.0, 0])
+                entry[0] += float(value)
+                entry[1] += 1
 
     def sent_in(self, timeline: Timeline) -> None:
         """What an update, or the emptying of a pipeline, sent."""
@@ -58,12 +69,20 @@ class EpochBook:
 
     def part(self, workers: Collection[str], chief: bool) -> EpochBook:
         """What a process goes on with after a resume: the losses of its own workers; the rest is the chief's."""
-        losses = {worker: entry for worker, entry in self.losses.items() if worker in workers}
-        return replace(self, losses=losses) if chief else EpochBook(losses)
+        losses, *rows = (
+            {worker: entry for worker, entry in row.items() if worker in workers}
+            for row in (self.losses, *self.notes.values())
+        )
+        notes = {name: row for name, row in zip(self.notes, rows) if row}
+        return replace(self, losses=losses, notes=notes) if chief else EpochBook(losses, notes=notes)
 
     def mean_losses(self, stages: int) -> Losses:
         """Mean per stage, over the updates, then over the replicas."""
         return mean_losses({worker: total / count for worker, (total, count) in self.losses.items()}, stages)
+
+    def mean_notes(self, stages: int) -> dict[str, Losses]:
+        """The same of what was noted, by name."""
+        return {name: EpochBook(row).mean_losses(stages) for name, row in self.notes.items()}
 
     def per_replica(self, replicas: int) -> dict[str, float]:
         """Bytes sent up, down and among the replicas, and on the wire, per replica; and the number of updates."""
@@ -76,6 +95,8 @@ class EpochBook:
         whole = cls()
         for book in (cls(**entries) for entries in books):
             whole.losses |= book.losses  # a worker lives on one process
+            for name, row in book.notes.items():
+                whole.notes[name] = whole.notes.get(name, {}) | row
             whole.samples = max(whole.samples, book.samples)
             whole.seconds = max(whole.seconds, book.seconds)
             whole.updates = max(whole.updates, book.updates)

@@ -144,7 +144,8 @@ class OwnRates:
         """A stage has made an update."""
         trainer = self._trainer
         losses = trainer._losses_of(worker)
-        worker.losses.clear()
+        trainer.book.noted([worker])
+        worker.forget_reports()
         trainer.book.add(losses, 0, 0.0)
         if not worker.last:
             return

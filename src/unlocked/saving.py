@@ -231,7 +231,7 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
     here = [f"{worker.replica}.{worker.stage}" for worker in trainer.workers]
     book = EpochBook(**manifest["book"])
     if cut_anew:
-        book.losses = rename_losses(book.losses, manifest["stages"], len(chain))
+        book.losses, book.notes = rename_losses(book.losses, manifest["stages"], len(chain)), {}
     trainer.book = book.part(here, trainer.crew.chief)
     if isinstance(trainer.world, Simulated) and manifest.get("clock") is not None and not cut_anew:
         trainer.world.restore(manifest["clock"])

@@ -274,6 +274,7 @@ class Trainer:
             returns=not self.credit.local,
             replicas=self.replicas,
             delayed=bool(self.credit.crossing),
+            shares_data=self.consensus.shares_data,
         )
         return self.consensus.weights(worker, chain, store, self.seed)
 
@@ -317,12 +318,13 @@ class Trainer:
             for replica, (x, y) in shares.items()
         }
         for worker in self.workers:
-            worker.losses.clear()
+            worker.forget_reports()
         self._begin_updates()
         self.timeline = self._run(
             [self._program(w, k, self.consensus.batches(w, batches)) for k, w in enumerate(self.workers)]
         )
         self._aligned = True
+        self.book.noted(self.workers)
         self.steps += 1
         if isinstance(self.world, InProcess):  # elsewhere that would make workers wait for each other
             self.settle()
@@ -344,7 +346,7 @@ class Trainer:
         """
         self._train_mode()
         for worker in self.workers:
-            worker.losses.clear()
+            worker.forget_reports()
         for weights in self.weights:
             weights.round = self.steps
         self._begin_updates()
@@ -372,7 +374,8 @@ class Trainer:
             weights.round = max(weights.round, began + 1)
             await self.credit.run(worker, stage, weights.taken(batches), weights)
             losses, samples = self._losses_of(worker), sum(len(batch.x) for batch in batches)
-            worker.losses.clear()
+            self.book.noted([worker])
+            worker.forget_reports()
             stepped(worker, losses, samples, began)
         await weights.close()
 
@@ -381,7 +384,7 @@ class Trainer:
         (own_rates.py), updates: about how many there are."""
         self._train_mode()
         for worker in self.workers:
-            worker.losses.clear()
+            worker.forget_reports()
         self._begin_updates()
         self.timeline = self._run(
             [(w, self.credit.run_freely(w, *self._stage(k), windows[w.replica])) for k, w in enumerate(self.workers)]

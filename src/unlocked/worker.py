@@ -293,7 +293,7 @@ class Worker:
     `depth`, `group`, `siblings`: where it stands if several stages stand side by side (`arrange`);
     `own_below`, `own_above`: neighbours in the same replica, where a micro-batch's may be in others (`route`, by its number);
     `guard`: awaited around every computation, `lens`: entered around every computation, if a consensus rule wants that;
-    `present`: see `at_hand`.
+    `notes`: what `note` was given since the last step; `present`: see `at_hand`.
     """
 
     def __init__(
@@ -319,6 +319,7 @@ class Worker:
         self.version = 0
         self.reading: int | None = None
         self.losses: list[Tensor] = []
+        self.notes: list[tuple[str, Tensor | float]] = []
         self.guard: Guard | None = None
         self.lens: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
         self.present: Callable[[Purpose], None] | None = None
@@ -456,6 +457,15 @@ class Worker:
     def report(self, loss: Tensor) -> None:
         """Hand over a loss (scalar, detached) for the books."""
         self.losses.append(loss)
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Hand over another number worth watching (scalar, detached); the record of an epoch has its mean for each stage."""
+        self.notes.append((name, value))
+
+    def forget_reports(self) -> None:
+        """Losses and notes handed over before are in the books, or of a step that failed."""
+        self.losses.clear()
+        self.notes.clear()
 
 
 def _default_generator(device: torch.device | None) -> torch.Generator:

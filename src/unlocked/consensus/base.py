@@ -55,7 +55,8 @@ class Store:
     returns: whether a stage waits for a gradient from the one above. replicas: N.
     mitigation: what is done about gradients of weights that have been updated since, or None.
     window: steps of a run of the world, all of whose micro-batches are known when it begins.
-    delayed: whether an update may come in a later step than the forward it belongs to.
+    delayed: whether an update may come in a later step than the forward it belongs to. shares_data: whether the replicas'
+    batches are parts of one batch.
     """
 
     optimizer: torch.optim.Optimizer
@@ -70,6 +71,7 @@ class Store:
     replicas: int = 1
     window: int = 1
     delayed: bool = False
+    shares_data: bool = False
 
 
 class Weights:

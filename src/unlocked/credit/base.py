@@ -35,6 +35,7 @@ from ..worker import Worker
 from .lending import arrange_loans
 
 if TYPE_CHECKING:
+    from ..session import Trainer
     from ..worlds import World
     from .stacking import Stack
 
@@ -85,6 +86,7 @@ class Credit(ABC):
     buffers: ClassVar[bool] = False  # True: stages keep micro-batches (`Weights.buffer`), of which a record tells
     planned: ClassVar[bool] = True  # False: the planner tries it only if it is named
     grouped: ClassVar[bool] = False  # True: several stages may stand side by side (`Chain.layout`)
+    self_supervised: ClassVar[bool] = False  # True: learns from pairs of views (`Data.views`), not from labels
 
     @abstractmethod
     async def run(self, worker: Worker, stage: Stage, batches: Iterable[Batch], weights: Weights) -> None:
@@ -138,6 +140,9 @@ class Credit(ABC):
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         """Build what the rule needs on the stages (heads). Called once, before the chain is copied to the replicas."""
         return []
+
+    def meet(self, trainer: Trainer, data: Any) -> None:  # noqa: B027
+        """Look at the training data before the first step of a `fit`, also of one that goes on. Called by all processes."""
 
     def buffered(self, weights: Weights) -> Any:
         """The buffer of a worker, under rules that have some."""
