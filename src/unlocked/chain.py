@@ -53,6 +53,8 @@ class Stage(nn.Module):
         super().__init__()
         self.body = body
         self.head = head
+        self.guess_head: nn.Module | None = None  # a random one that is never trained (credit/forward_gradient.py)
+        self.mixed_above = True  # whether stages above may mix the samples of a batch (credit/forward_gradient.py)
         self.loss: Loss = loss or cross_entropy
         self.reads_siblings = False  # whether the head reads what all groups of its depth put out
         self.lends: tuple[Loan, ...] = ()

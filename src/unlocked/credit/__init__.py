@@ -10,6 +10,7 @@ from .delayed_gradients import DelayedGradients
 from .dgl import DGL
 from .fdg import FDG
 from .features_replay import FeaturesReplay
+from .forward_gradient import ForwardGradient
 from .gn_dgl import GNDGL
 from .gpipe import GPipe
 from .greedy import Greedy
@@ -33,6 +34,7 @@ ALL: tuple[type[Credit], ...] = (
     InfoPro,
     GNDGL,
     Interlocking,
+    ForwardGradient,
     PipeDream,
     PipeDream2BW,
     CDPPipeline,
@@ -59,6 +61,7 @@ __all__ = [
     "Delayed",
     "DelayedGradients",
     "FeaturesReplay",
+    "ForwardGradient",
     "GPipe",
     "Greedy",
     "InfoPro",

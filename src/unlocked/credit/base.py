@@ -141,6 +141,10 @@ class Credit(ABC):
         """Build what the rule needs on the stages (heads). Called once, before the chain is copied to the replicas."""
         return []
 
+    def remarks(self, chain: Chain, batch_size: int) -> list[str]:
+        """What a user should know of what the rule costs on this chain, in sentences, said before a run begins."""
+        return []
+
     def meet(self, trainer: Trainer, data: Any) -> None:  # noqa: B027
         """Look at the training data before the first step of a `fit`, also of one that goes on. Called by all processes."""
 

@@ -1,0 +1,253 @@
+"""The forward gradient in forward mode: tangents go up with the activations, scalars come back. See forward_gradient.py.
+
+    stage j       x, tangents ẋ of the stages below ──►  h = f(x)  ──►  h, tangents ḣ = (∂f/∂x) ẋ, and its own:
+                                                                         weight (∂f/∂θ) u,  activity u itself
+    target        global: the last stage has δ = ∂L/∂x of its own exact backward: scalars ⟨δ, ẋ⟩ for every tangent and sample
+                  intermediate: the stage above, ⟨∂ℓ/∂h, ḣ⟩ with its own head's gradient; local: the same at home
+    back          each stage takes the scalars of its own tangents and hands the others down: ĝ = Σ ⟨t, u⟩ u
+
+A forward leaves no graph behind: in weight space what waits for the scalars is u (as large as the weights), in activity space
+the stage's input, from which the forward is run again for the backward inside the stage. Under a shared scalar there is one
+tangent for all stages, ḣ = (∂f/∂x) ẋ + (∂f/∂θ) G, and Σ_j ‖G^j‖² goes up beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..chain import Stage
+from ..consensus.base import Weights
+from ..forward_ad import push, push_both, push_weights
+from ..modes import statistics_kept
+from ..rules.projection import combined, dot, one_by_one
+from ..work import work
+from ..worker import Worker
+from .base import leaf, objective
+from .guesses import for_weights
+from .lending import exchange
+from .two_backward import Guessed, add_gradients, guessed, local_gradient, sample_directions, trained, weight_directions
+
+if TYPE_CHECKING:
+    from .forward_gradient import ForwardGradient
+
+
+class Own(NamedTuple):
+    """A stage's guess as directions (weight: one for each tensor; activity: (R, B, …)), and its tangents (S, B, …)."""
+
+    directions: list[Tensor]
+    tangents: Tensor
+
+
+async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
+    """One micro-batch."""
+    await exchange(worker, stage, batch, weights)
+    x = await worker.below.recv("activation", batch)
+    await weights.read()
+    if worker.last:
+        await _last(rule, worker, stage, leaf(worker, x), batch)
+        await weights.write()
+        return
+    local = rule.space == "weight" and rule.guess not in (
+        "gaussian",
+        "rademacher",
+    )  # its guess goes through the body's graph
+    h, state = await worker.run("F", forward, worker, stage, x, local)
+    await worker.above.send("activation", h.detach())
+    own_gradient = await local_gradient(rule, worker, stage, h, batch)
+    guess = await guessed(rule, worker, stage, h, batch, own_gradient)
+    if rule.shared:
+        await _one_scalar(rule, worker, stage, x, h, guess, state)
+    else:
+        await _own_scalars(rule, worker, stage, x, h, guess, state, own_gradient)
+    del x, h, guess, own_gradient
+    await weights.write()
+
+
+@work("forward", gives=lambda worker, stage, x, graph: (stage.body(x), None))
+def forward(worker: Worker, stage: Stage, x: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+    """The stage's output, with a graph to its weights or with none, and the random state it began with."""
+    state = worker.random_state()
+    with torch.set_grad_enabled(graph):
+        return stage.body(x), state
+
+
+async def _last(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, batch: Batch) -> None:
+    """The exact gradient, and the derivative of the loss along what the stages below push."""
+    h = await worker.run("F", stage.body, x)
+    loss = await worker.run("L", objective, worker, stage, h, batch)
+    await worker.run("B", torch.autograd.backward, loss)
+    if worker.first or rule.target == "local":
+        return
+    tangents = await worker.below.recv("tangents")
+    assert x.grad is not None
+    if rule.shared:
+        norm = await worker.below.recv("norm")
+        await worker.below.send("scalars", await worker.run("B", _whole, rule, x.grad, tangents, norm))
+        return
+    await worker.below.send("scalars", await worker.run("B", derivatives, x.grad, tangents))
+
+
+@work(gives=lambda gradient, tangents: tangents.new_empty(tangents.shape[:2]))
+def derivatives(gradient: Tensor, tangents: Tensor) -> Tensor:
+    """(S, B): ⟨gradient_b, tangent_sb⟩ for every tangent and sample."""
+    return (tangents * gradient).flatten(2).sum(2)
+
+
+@work(gives=lambda rule, gradient, tangents, norm: norm)
+def _whole(rule: ForwardGradient, gradient: Tensor, tangents: Tensor, norm: Tensor) -> Tensor:
+    scalar = dot(gradient, tangents[0])
+    return scalar / torch.where(norm > 0, norm, 1) if rule.normalised else scalar
+
+
+# ---- a scalar of its own for each tensor, stage or sample --------------------------------------------------------------
+
+
+async def _own_scalars(
+    rule: ForwardGradient,
+    worker: Worker,
+    stage: Stage,
+    x: Tensor,
+    h: Tensor,
+    guess: Guessed,
+    state: Tensor,
+    own_gradient: Tensor | None,
+) -> None:
+    own = await worker.run("B", begin, rule, worker, stage, x, h, guess, state)
+    if rule.target == "local":
+        assert own_gradient is not None
+        scalars = await worker.run("B", derivatives, own_gradient, own.tangents)
+    else:
+        if not worker.first:
+            carried = await worker.run("F", carry, worker, stage, x, await worker.below.recv("tangents"), state)
+            if rule.target == "intermediate":
+                assert own_gradient is not None
+                await worker.below.send("scalars", await worker.run("B", derivatives, own_gradient, carried))
+        outgoing = own.tangents
+        if not worker.first and rule.target == "global":
+            outgoing = torch.cat([carried, own.tangents])
+        await worker.above.send("tangents", outgoing)
+        scalars = await worker.above.recv("scalars")
+        if not worker.first and rule.target == "global":
+            count = len(carried)
+            await worker.below.send("scalars", scalars[:count].contiguous())
+            scalars = scalars[count:]
+    await worker.run("B", learn, rule, worker, stage, x, own.directions, scalars, state)
+
+
+@work(
+    "forward",
+    gives=lambda worker, stage, x, tangents, state: stage.body(x).new_empty((len(tangents), *stage.body(x).shape)),
+)
+def carry(worker: Worker, stage: Stage, x: Tensor, tangents: Tensor, state: Tensor) -> Tensor:
+    """Tangents of the stages below, pushed through the body."""
+    worker.set_random_state(state)
+    return push(stage.body, x, tangents)
+
+
+def _as_directions(rule: ForwardGradient, stage: Stage, h: Tensor, guess: Guessed) -> list[Tensor]:
+    if rule.space == "activity":
+        assert isinstance(guess, Tensor)
+        return [sample_directions(rule, guess)]
+    return weight_directions(rule, guess if isinstance(guess, list) else for_weights(h, trained(stage), guess))
+
+
+@work(
+    "weight-backward",
+    "forward",
+    gives=lambda rule, worker, stage, x, h, guess, state: Own([], h.new_empty((1, *h.shape))),
+)
+def begin(
+    rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, h: Tensor, guess: Guessed, state: Tensor
+) -> Own:
+    """The stage's guess as directions, and the tangents of its output along them."""
+    found = _as_directions(rule, stage, h, guess)
+    if rule.space == "activity":
+        mixed = stage.mixed_above and rule.samples == "exact" and rule.target != "local"
+        return Own(found, one_by_one(found[0]) if mixed else found[0])
+    names = [name for name, p in stage.body.named_parameters() if p.requires_grad]
+    rows = [dict(zip(names, found))] if rule.scalars == "stage" else [{name: u} for name, u in zip(names, found)]
+    tangents = []
+    for row in rows:
+        worker.set_random_state(state)
+        tangents.append(push_weights(stage.body, x, row))
+    return Own(found, torch.stack(tangents))
+
+
+@work("forward", "weight-backward", gives=lambda rule, worker, stage, x, directions, scalars, state: None)
+def learn(
+    rule: ForwardGradient,
+    worker: Worker,
+    stage: Stage,
+    x: Tensor,
+    directions: list[Tensor],
+    scalars: Tensor,
+    state: Tensor,
+) -> None:
+    """The estimate, put where the optimizer looks for the gradient. `scalars` (S, B): of each tangent and sample."""
+    if rule.space == "weight":
+        sums = scalars.sum(1)
+        add_gradients(stage, [sums[0 if rule.scalars == "stage" else k] * u for k, u in enumerate(directions)])
+        return
+    r, b = directions[0].shape[:2]
+    per_sample = scalars if len(scalars) == r else scalars.sum(1).view(r, b)
+    worker.set_random_state(state)
+    with statistics_kept(stage.body.modules()):
+        h = stage.body(x.detach())
+    add_gradients(stage, for_weights(h, trained(stage), combined(per_sample, directions[0])))
+
+
+# ---- one scalar for all stages -------------------------------------------------------------------------------------------
+
+
+async def _one_scalar(
+    rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, h: Tensor, guess: Guessed, state: Tensor
+) -> None:
+    tangent, norm = None, None
+    if not worker.first:
+        tangent, norm = await worker.below.recv("tangents"), await worker.below.recv("norm")
+    found, moved, length = await worker.run("F", join, rule, worker, stage, x, h, guess, state, tangent, norm)
+    await worker.above.send("tangents", moved)
+    await worker.above.send("norm", length)
+    scalar = await worker.above.recv("scalars")
+    if not worker.first:
+        await worker.below.send("scalars", scalar)
+    await worker.run("B", _learn_all, stage, found, scalar)
+
+
+@work(
+    "forward",
+    "forward",
+    gives=lambda rule, worker, stage, x, h, guess, state, tangent, norm: (
+        [],
+        h.new_empty((1, *h.shape)),
+        h.new_empty(()),
+    ),
+)
+def join(
+    rule: ForwardGradient,
+    worker: Worker,
+    stage: Stage,
+    x: Tensor,
+    h: Tensor,
+    guess: Guessed,
+    state: Tensor,
+    tangent: Tensor | None,
+    norm: Tensor | None,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The one tangent, moved on by this stage's guess; the guess; the squared length so far."""
+    found = _as_directions(rule, stage, h, guess)
+    names = [name for name, p in stage.body.named_parameters() if p.requires_grad]
+    row = dict(zip(names, found))
+    worker.set_random_state(state)
+    moved = push_weights(stage.body, x, row) if tangent is None else push_both(stage.body, x, tangent[0], row)
+    length = torch.stack([dot(u, u) for u in found]).sum()
+    return found, moved[None], length if norm is None else norm + length
+
+
+@work(gives=lambda stage, found, scalar: None)
+def _learn_all(stage: Stage, found: list[Tensor], scalar: Tensor) -> None:
+    add_gradients(stage, [scalar * u for u in found])
