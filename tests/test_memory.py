@@ -350,7 +350,7 @@ def test_measured_is_predicted(row: Row, network: str):
         assert record["step"] == needed * (record["phase"] + 1)
         for worker in record["workers"]:
             j, stage = worker["stage"], foretold[worker["stage"]]
-            weights = len(list(session.chains[0][j].parameters()))
+            weights = sum(p.requires_grad for p in session.chains[0][j].parameters())
             assert worker["parameters"] == stage["parameters"]
             if phases > 1 and j != record["phase"]:
                 assert worker["saved"] == worker["gradients"] == 0
@@ -360,7 +360,8 @@ def test_measured_is_predicted(row: Row, network: str):
             assert worker["versions"] == stage["versions"]
             if j == session.phase or phases == 1:  # what is foretold is the last phase
                 beyond = 16 * parts + 8 * 12 if parts > 1 and j == 2 else 0
-                assert 0 <= worker["saved"] - stage["saved"] <= beyond
+                below = stage["saved"] if row.name == "forward-gradient-activity" and j < 2 else 0  # an upper bound there
+                assert -below <= worker["saved"] - stage["saved"] <= beyond
                 assert worker["saved"] > 0
 
 

@@ -39,7 +39,7 @@ from ..forward_ad import check_forward_mode, couples_samples
 from ..heads import HeadReport
 from ..worker import Worker
 from . import forward_mode, two_backward
-from .base import Properties, SynchronousCredit, attach_heads
+from .base import Held, Properties, SynchronousCredit, attach_heads
 from .guesses import RANDOM, Guess, add_guess_heads
 from .streams import Streams, counted
 
@@ -168,6 +168,12 @@ class ForwardGradient(SynchronousCredit):
     def reach(self, j: int, stages: int) -> int:
         """The stage up to which the tangents of stage j are pushed, not included; the last one learns its input's gradient."""
         return {"local": j + 1, "intermediate": min(j + 2, stages - 1), "global": stages - 1}[self.target]
+
+    def held(self, last: bool) -> Held:
+        """In forward mode a local guess of weights needs the graph for a moment; other forwards leave none (an upper bound: a
+        head's is gone before another one is made)."""
+        graph = last or self.mode == "two-backward" or (self.space == "weight" and self.guess not in RANDOM)
+        return Held("graph" if graph else "input")
 
     def streams(self, chain: Chain, batch_size: int) -> Streams:
         """How many tangents each stage pushes in forward mode, for a batch of this size."""

@@ -29,6 +29,7 @@ from ..worker import Worker
 from .base import leaf, objective
 from .guesses import for_weights
 from .lending import exchange
+from .streams import begun_at
 from .two_backward import Guessed, add_gradients, guessed, local_gradient, sample_directions, trained, weight_directions
 
 if TYPE_CHECKING:
@@ -133,8 +134,8 @@ async def _own_scalars(
         scalars = await worker.above.recv("scalars")
         if not worker.first and rule.target == "global":
             count = len(carried)
-            await worker.below.send("scalars", scalars[:count].contiguous())
-            scalars = scalars[count:]
+            await worker.below.send("scalars", scalars.narrow(0, 0, count).contiguous())
+            scalars = scalars.narrow(0, count, len(scalars) - count)
     await worker.run("B", learn, rule, worker, stage, x, own.directions, scalars, state)
 
 
@@ -158,7 +159,9 @@ def _as_directions(rule: ForwardGradient, stage: Stage, h: Tensor, guess: Guesse
 @work(
     "weight-backward",
     "forward",
-    gives=lambda rule, worker, stage, x, h, guess, state: Own([], h.new_empty((1, *h.shape))),
+    gives=lambda rule, worker, stage, x, h, guess, state: Own(
+        [], h.new_empty((begun_at(rule, stage, h, len(h)), *h.shape))
+    ),
 )
 def begin(
     rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, h: Tensor, guess: Guessed, state: Tensor

@@ -13,7 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..chain import Chain
+from torch import Tensor
+
+from ..chain import Chain, Stage
 from ..costs import run_once
 
 if TYPE_CHECKING:
@@ -56,19 +58,24 @@ def counted(rule: ForwardGradient, chain: Chain, batch_size: int) -> Streams:
 
 
 def _own(rule: ForwardGradient, chain: Chain, j: int, batch_size: int) -> int:
-    stage = chain[j]
-    if rule.space == "weight":
-        return len([p for p in stage.body.parameters() if p.requires_grad]) if rule.scalars != "stage" else 1
-    each = batch_size if stage.mixed_above and rule.samples == "exact" else 1
-    return each * _directions(rule, chain, j, batch_size)
-
-
-def _directions(rule: ForwardGradient, chain: Chain, j: int, batch_size: int) -> int:
     h = chain.example()
     for stage in list(chain)[: j + 1]:
         h = run_once(stage.body, h)
+    return begun_at(rule, chain[j], h, batch_size)
+
+
+def begun_at(rule: ForwardGradient, stage: Stage, h: Tensor, batch_size: int) -> int:
+    """The tangents that begin at a stage whose output is like `h`."""
+    if rule.space == "weight":
+        trained = [name for name, p in stage.body.named_parameters() if p.requires_grad]
+        return max(1, len(trained)) if rule.scalars != "stage" else 1
+    mixed = stage.mixed_above and rule.samples == "exact" and rule.target != "local"
+    return (batch_size if mixed else 1) * _directions(rule, h, batch_size)
+
+
+def _directions(rule: ForwardGradient, h: Tensor, batch_size: int) -> int:
     if rule.subspace:
-        most = min(batch_size, h[0].numel())
+        most = min(batch_size, math.prod(h.shape[1:]))
         return most if rule.subspace is True else min(most, rule.subspace)
     space = {4: 2, 3: 1, 2: 0}.get(h.dim(), 0)
     channels = h.shape[1] if h.dim() in (2, 4) else h.shape[2]

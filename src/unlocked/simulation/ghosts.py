@@ -145,6 +145,7 @@ class GhostStage:
         self.head = None if module is None else module.head
         self.lends = () if module is None else module.lends
         self.borrows = None if module is None else module.borrows
+        self.mixed_above = True if module is None else module.mixed_above
         self._parameters = [GhostParameter(*shape) for shape in shapes]
 
     def parameters(self) -> Iterator[GhostParameter]:
