@@ -30,7 +30,8 @@ class Options:
     data: str = "digits"
     """Data: digits, parquet:DIR, folder:DIR or text:FILE."""
     model: str = "cnn"
-    """Network: cnn, mlp, gpt, vit, resnet18, -32, -34, -50, vgg6a, vgg8b; revgpt, revvit, revresnet18, -34, -50."""
+    """Network: cnn, mlp, gpt, vit, resnet18, -32, -34, -50, -110, vgg6a, vgg8b, vgg16a, vgg19a; revgpt, revvit, revresnet18,
+    -34, -50."""
     width: float | None = None
     """Width of the network, if it has one (a factor for resnet and vgg)."""
     depth: int | None = None
@@ -40,7 +41,7 @@ class Options:
     stages: int = 4
     """Number of stages J the network is cut into."""
     balance: Balance = "flops"
-    """What the stages share evenly."""
+    """What the stages share evenly; published: nothing, they end where papers have cut this network."""
     epochs: int = 10
     """Epochs (of each stage, for greedy learning)."""
     batch_size: int = 32
@@ -69,7 +70,8 @@ class Options:
     initial: Literal["same", "different"] = "same"
     """First weights of the replicas; different: drawn for each (rules whose replicas need no common start only)."""
     augment: str | None = None
-    """Augmentation of training images: crop, flip, crop-flip, cutout:K, joined by +."""
+    """Augmentation of training images: crop, flip, crop-flip, cutout:K, resized-crop, jitter, gray, joined by +; after views+
+    two views of each image are drawn; simclr: views+resized-crop+flip+jitter+gray."""
     subset: int | None = None
     """Train on this many samples only."""
     context: int = 128

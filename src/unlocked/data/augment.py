@@ -5,39 +5,28 @@ sample at position q is changed in the same way whatever the batch size and the 
 
 `crop`, `flip`: the usual augmentation of CIFAR images (Lee et al., Deeply-Supervised Nets, 2015; He et al., Deep
 Residual Learning, 2016, section 4.2): zero padding, a random window of the first size, mirrored with probability 1/2.
+`resized-crop`, `jitter`, `gray`: see resized_crop.py and colour.py. `views+…`, `simclr`: see views.py.
 `cutout:K`: DeVries & Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017, section 3.2.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BadData, choose
+from . import views
+from .colour import Gray, Jitter
+from .operation import Operation
 from .order import Moment
+from .resized_crop import ResizedCrop
 
-NAMES = ("crop", "crop-flip", "cutout:K", "flip", "none")
-
-
-class Operation(ABC):
-    """One random change of images (B, C, H, W); `normalised` says whether it works on them after normalisation."""
-
-    name: ClassVar[str]
-    normalised: ClassVar[bool] = False
-
-    @abstractmethod
-    def draw(self, count: int, height: int, width: int, numbers: torch.Generator) -> Tensor:
-        """(count, k) int64 parameters, one row per epoch position."""
-
-    @abstractmethod
-    def apply(self, x_BCHW: Tensor, drawn_Bk: Tensor) -> Tensor:
-        """The changed batch, of the same shape and type; the given one is left as it was."""
+NAMES = ("crop", "crop-flip", "cutout:K", "flip", "gray", "jitter", "none", "resized-crop", "simclr", "views+…")
 
 
 class Crop(Operation):
@@ -90,6 +79,13 @@ class Cutout(Operation):
         columns = self._covered(drawn_Bk[:, 1], x_BCHW.shape[-1])
         return x_BCHW.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
+    def check(self, input_shape: tuple[int, ...], dtype: torch.dtype, text: str) -> None:
+        if self.size > min(input_shape[1:]):
+            raise BadData(
+                f"The augmentation {text!r} cuts a square of {self.size} pixels out of images of "
+                f"{input_shape[1]}×{input_shape[2]} pixels; use a smaller square."
+            )
+
     def _covered(self, centre_B: Tensor, length: int) -> Tensor:
         begin = (centre_B - self.size // 2)[:, None]
         pixels = torch.arange(length, device=centre_B.device)
@@ -102,42 +98,57 @@ def padding(length: int) -> int:
 
 
 def parse(text: str | None) -> tuple[Operation, ...]:
-    """The operations named in e.g. 'crop+flip+cutout:8', in that order; none for None and 'none'.
+    """The operations named in e.g. 'crop+flip+cutout:8', in that order; none for None and 'none'. `views+` may stand before
+    them, which `views.parts` reads.
 
-    Raises InvalidChoice (a ValueError) for an unknown name and BadData for a repeated name or a wrong cut-out size.
+    Raises InvalidChoice (a ValueError) for an unknown name, and for an operation whose extra is not installed; BadData for a
+    repeated name, a wrong cut-out size, and views that nothing changes.
     """
-    if text is None or text == "none":
-        return ()
-    operations = [operation for name in text.split("+") for operation in _named(name.strip())]
+    count, given = views.parts(text)
+    operations = [operation for name in given for operation in _named(name)]
     names = [operation.name for operation in operations]
     for name in names:
         if names.count(name) > 1:
             raise BadData(f"The augmentation {text!r} names {name} {names.count(name)} times; name it once.")
+    views.check(count, len(operations), text)
     return tuple(operations)
 
 
-def check(operations: Sequence[Operation], input_shape: tuple[int, ...], text: str | None) -> None:
-    """BadData unless the operations can work on samples of this shape."""
+def check(operations: Sequence[Operation], input_shape: tuple[int, ...], dtype: torch.dtype, text: str | None) -> None:
+    """BadData unless the operations can work on samples of this shape and type."""
     if operations and len(input_shape) != 3:
         raise BadData(
             f"The augmentation {text!r} needs images (channels, height, width), but a sample has the shape "
             f"{input_shape}; use augment=None."
         )
     for operation in operations:
-        if isinstance(operation, Cutout) and operation.size > min(input_shape[1:]):
-            raise BadData(
-                f"The augmentation {text!r} cuts a square of {operation.size} pixels out of images of "
-                f"{input_shape[1]}×{input_shape[2]} pixels; use a smaller square."
-            )
+        operation.check(input_shape, dtype, text or "")
 
 
-def draw(operations: Sequence[Operation], count: int, input_shape: tuple[int, ...], moment: Moment) -> list[Tensor]:
-    """The parameters of each operation for all `count` positions of an epoch. Operations draw independently, so adding
-    one leaves the numbers of the others as they are."""
+def draw(
+    operations: Sequence[Operation], count: int, input_shape: tuple[int, ...], moment: Moment, of_each: int = 1
+) -> list[Tensor]:
+    """The parameters (count · of_each, k) of each operation for all `count` positions of an epoch, with `of_each` views of
+    the image at each. Operations and views draw independently, so adding one leaves the numbers of the others as they are."""
     if not operations:
         return []  # samples that are not images have no height
     height, width = input_shape[-2:]
-    return [operation.draw(count, height, width, moment.numbers(operation.name)) for operation in operations]
+    return [
+        views.interleaved(
+            [
+                operation.draw(count, height, width, views.numbers(moment, operation.name, view))
+                for view in range(of_each)
+            ]
+        )
+        for operation in operations
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def drawn(text: str | None, count: int, input_shape: tuple[int, ...], moment: Moment) -> tuple[Tensor, ...]:
+    """What `draw` gives for the operations and views of `text`. The last epoch's is kept, not to be changed: replicas that run
+    freely begin anew in the epoch for each of their batches."""
+    return tuple(draw(parse(text), count, input_shape, moment, views.parts(text)[0]))
 
 
 def apply(operations: Sequence[Operation], x_BCHW: Tensor, drawn: Sequence[Tensor], *, normalised: bool) -> Tensor:
@@ -154,8 +165,17 @@ def _named(name: str) -> list[Operation]:
         if not size.isdecimal() or int(size) < 1:
             raise BadData(f"The augmentation {name!r} lacks the size of its square; write for example 'cutout:8'.")
         return [Cutout(int(size))]
-    known: dict[str, list[Operation]] = {"crop": [Crop()], "flip": [Flip()], "crop-flip": [Crop(), Flip()], "none": []}
-    if name in known:
-        return known[name]
-    choose("augmentation", name, NAMES)
-    raise BadData(f"The augmentation {name!r} needs a whole number in place of K; write for example 'cutout:8'.")
+    if name not in _MADE:
+        choose("augmentation", name, NAMES)
+    return [made() for made in _MADE[name]]
+
+
+_MADE: dict[str, tuple[type[Operation], ...]] = {
+    "crop": (Crop,),
+    "crop-flip": (Crop, Flip),
+    "flip": (Flip,),
+    "gray": (Gray,),
+    "jitter": (Jitter,),
+    "none": (),
+    "resized-crop": (ResizedCrop,),
+}

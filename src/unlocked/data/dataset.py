@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import BadData
 from . import augment as augmentation
-from . import order, windows
+from . import order, views, windows
 
 Batch = tuple[Tensor, Tensor]
 Device = torch.device | str | None
@@ -27,7 +27,12 @@ class Data:
     - `classes`: number of classes, or of target columns; 256 for text.
     - `input_shape`: shape of one sample, (C, H, W) or (context,).
     - `mean`, `std`: float32 (C,), normalisation in the units of x: (x − mean) / std. None: no normalisation.
-    - `augment`: what happens to training images, see `augment.parse`.
+    - `augment`: what happens to training images, see `augment.parse`. With `views+…` (or `simclr`) training batches hold two
+      views of every image, see views.py; evaluation batches never do.
+
+    Views of held-out images, changed as in training, are training batches of the same samples:
+    `dataclasses.replace(test, augment=train.augment).batches(B, epoch=0, seed=s)`; all but the last len(test) mod B of a
+    shuffle of them come.
     """
 
     x: Tensor
@@ -40,7 +45,12 @@ class Data:
     augment: str | None = None
 
     def __post_init__(self) -> None:
-        augmentation.check(augmentation.parse(self.augment), self.input_shape, self.augment)
+        augmentation.check(augmentation.parse(self.augment), self.input_shape, self.x.dtype, self.augment)
+
+    @property
+    def views(self) -> int:
+        """Rows of a training batch for each image: 2 if `augment` begins with `views` (or is `simclr`), else 1."""
+        return views.parts(self.augment)[0]
 
     def __len__(self) -> int:
         """Number of samples; of a text, the number of windows."""
@@ -78,6 +88,8 @@ class Data:
         order of the whole set. With `shards=N` the replicas share one order, that of replica 0, and batch b of replica
         r holds its positions (b·N + r)·B … (b·N + r + 1)·B − 1: the N replicas' batches b, one after the other, are
         batch b of `shards=1, replica=0, batch_size=N·B`, augmentation included.
+        With `views` 2 a batch of B samples has 2B rows: x[2k] and x[2k + 1] are two views of its sample k, drawn independently,
+        and y[2k] = y[2k + 1] is its label.
         The windows of a text begin at an offset drawn for the epoch.
 
         Evaluation (`train=False`): in order, not augmented, nothing dropped, seed and epoch without effect; shards
@@ -115,15 +127,18 @@ class Data:
 
     def _training(self, begins: range, batch_size: int, moment: order.Moment, device: Device) -> Iterator[Batch]:
         assert self.y is not None
-        operations = augmentation.parse(self.augment)
+        operations, of_each = augmentation.parse(self.augment), self.views
         index = order.permutation(len(self), moment).to(self.x.device)
-        drawn = augmentation.draw(operations, len(self), self.input_shape, moment)
+        drawn = augmentation.drawn(self.augment, len(self), self.input_shape, moment)
         for begin in begins:
-            here = slice(begin, begin + batch_size)
-            rows = [parameters[here] for parameters in drawn]
-            raw = augmentation.apply(operations, self.x[index[here]], rows, normalised=False)
-            x = self._normalised(raw.to(device))  # moved as bytes: a quarter of the traffic
-            yield augmentation.apply(operations, x, rows, normalised=True), self.y[index[here]].to(device)
+            samples = index[begin : begin + batch_size]
+            rows = [parameters[begin * of_each : (begin + batch_size) * of_each] for parameters in drawn]
+            x = self.x[samples].to(device)  # moved as bytes, before there are views: an eighth of the traffic
+            y = self.y[samples].to(device)
+            if of_each > 1:
+                x, y = x.repeat_interleave(of_each, 0), y.repeat_interleave(of_each, 0)
+            x = self._normalised(augmentation.apply(operations, x, rows, normalised=False))
+            yield augmentation.apply(operations, x, rows, normalised=True), y
 
     def _normalised(self, x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:

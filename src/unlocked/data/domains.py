@@ -14,9 +14,9 @@ class Domains:
     """N data sets, one for each of N replicas; an epoch is as many batches as the smallest has.
 
     Args:
-        sets: `Data` of one sample shape and number of classes (`ul.data.load`, `ul.data.from_tensors`).
+        sets: `Data` of one sample shape, number of classes and number of views (`ul.data.load`, `ul.data.from_tensors`).
 
-    Raises BadData: none, or sets that differ in shape or classes.
+    Raises BadData: none, or sets that differ in shape, classes or views.
     """
 
     def __init__(self, sets: Sequence[Data]) -> None:
@@ -32,6 +32,12 @@ class Domains:
                     f"The domains {first.name!r} and {one.name!r} differ: samples of shape {first.input_shape} and "
                     f"{one.input_shape}, {first.classes} and {one.classes} classes; give all the same, with classes=…."
                 )
+            if one.views != first.views:
+                raise BadData(
+                    f"The domains {first.name!r} and {one.name!r} give {first.views} and {one.views} views of an image; "
+                    "let augment begin with 'views+' for all of them, or for none."
+                )
+        self.views = first.views
         self.input_shape, self.classes = first.input_shape, first.classes
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ ul.Trainer(chain, replicas=5, regularisers=ul.population.draw(5, seed=0), …)
 ul.Trainer(chain, replicas=5, initial="different", …)
 """
 
-from .applying import apply, checked, classes_for
+from .applying import apply, check_unmixed, checked, classes_for
 from .initial import Drawing, Initial, check_initial, in_words
 from .regulariser import CIFAR, IMAGENET, Regulariser, Setting, draw, of_setting
 
@@ -17,6 +17,7 @@ __all__ = [
     "Setting",
     "apply",
     "check_initial",
+    "check_unmixed",
     "checked",
     "classes_for",
     "draw",

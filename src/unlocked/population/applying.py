@@ -121,6 +121,16 @@ def checked(regularisers: Sequence[Regulariser] | None, replicas: int) -> tuple[
     return tuple(regularisers)
 
 
+def check_unmixed(self_supervised: bool, regularisers: Sequence[Regulariser] | None) -> None:
+    """Raises InvalidChoice where a rule that compares views of an image would get views mixed with other images, or mixed
+    labels. Erasing is fine: it changes each view for itself."""
+    if self_supervised and any(one.softens for one in regularisers or ()):
+        raise InvalidChoice(
+            "A self-supervised rule compares two views of one image, but mixup and cutmix mix images of the batch, and label "
+            "smoothing changes labels it has no use for; leave them out (population='homogeneous')."
+        )
+
+
 def classes_for(regularisers: Sequence[Regulariser] | None, chain: Chain) -> int | None:
     """The width of the network's output, if some member's targets become soft. Raises InvalidChoice.
 
