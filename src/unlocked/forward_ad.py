@@ -2,10 +2,10 @@
 
     ẏ_s = (∂f/∂x) ẋ_s                          `push`: S tangents of the input, one torch.vmap over torch.func.jvp
     ẏ   = (∂f/∂θ) θ̇                            `push_weights`: one tangent for some of the parameters
-    ẏ   = (∂f/∂x) ẋ + (∂f/∂θ) θ̇                `push_both`
+    ẏ   = (∂f/∂x) ẋ + (∂f/∂θ) θ̇                `push_both`; `forward_along` in the same pass as y itself
 
-f body, x (B, …) input, θ parameters. A second run of the forward: it must find the random state of the first one (dropout), it
-uses the batch's own statistics in BatchNorm without counting them again, and no graph is left.
+f body, x (B, …) input, θ parameters. All but the last are a second run of the forward: it must find the random state of the
+first one (dropout), and it uses the batch's own statistics in BatchNorm without counting them again. No graph is left.
 
 What forward mode cannot do is said in a sentence. Attention runs through PyTorch's math kernel here, since its fused ones have
 no forward mode (pytorch#117629); a result may differ from the fused kernel's by rounding.
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -48,13 +49,27 @@ def push_both(body: nn.Module, x: Tensor, tangent: Tensor, tangents: Mapping[str
         )[1]
 
 
+def forward_along(
+    body: nn.Module, x: Tensor, tangent: Tensor | None, tangents: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The output and its tangent in one pass, which is the forward itself: statistics count it. Raises InvalidChoice."""
+    with _prepared(body, counted=True), forward_ad.dual_level():
+        weights = {
+            name: forward_ad.make_dual(p, tangents[name]) for name, p in body.named_parameters() if name in tangents
+        }
+        moved = x if tangent is None else forward_ad.make_dual(x, tangent)
+        found, along = forward_ad.unpack_dual(functional_call(body, weights, (moved,)))
+        return found, torch.zeros_like(found) if along is None else along
+
+
 @contextlib.contextmanager
-def _prepared(body: nn.Module) -> Iterator[None]:
-    """No graph, no statistics counted, no fused attention; an operation without forward mode is named in a sentence."""
+def _prepared(body: nn.Module, counted: bool = False) -> Iterator[None]:
+    """No graph, no fused attention, no statistics but if `counted`; what has no forward mode is named in a sentence."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    kept = contextlib.nullcontext() if counted else statistics_kept(body.modules())
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), statistics_kept(body.modules()):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept:
             yield
     except (NotImplementedError, RuntimeError) as error:
         if (sentence := _refused(error, body)) is None:

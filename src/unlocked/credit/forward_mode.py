@@ -21,7 +21,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..chain import Stage
 from ..consensus.base import Weights
-from ..forward_ad import push, push_both, push_weights
+from ..forward_ad import forward_along, push, push_both, push_weights
 from ..modes import statistics_kept
 from ..rules.projection import combined, dot, one_by_one
 from ..work import work
@@ -30,7 +30,17 @@ from .base import leaf, objective
 from .guesses import for_weights
 from .lending import exchange
 from .streams import begun_at
-from .two_backward import Guessed, add_gradients, guessed, local_gradient, sample_directions, trained, weight_directions
+from .two_backward import (
+    Guessed,
+    add_gradients,
+    draw_weights,
+    draws_weights,
+    guessed,
+    local_gradient,
+    sample_directions,
+    trained,
+    weight_directions,
+)
 
 if TYPE_CHECKING:
     from .forward_gradient import ForwardGradient
@@ -50,30 +60,47 @@ async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch
     await weights.read()
     if worker.last:
         await _last(rule, worker, stage, leaf(worker, x), batch)
-        await weights.write()
-        return
-    local = rule.space == "weight" and rule.guess not in (
-        "gaussian",
-        "rademacher",
-    )  # its guess goes through the body's graph
-    h, state = await worker.run("F", forward, worker, stage, x, local)
-    await worker.above.send("activation", h.detach())
-    own_gradient = await local_gradient(rule, worker, stage, h, batch)
-    guess = await guessed(rule, worker, stage, h, batch, own_gradient)
-    if rule.shared:
-        await _one_scalar(rule, worker, stage, x, h, guess, state)
+    elif rule.shared:
+        await _one_scalar(rule, worker, stage, x, batch)
     else:
-        await _own_scalars(rule, worker, stage, x, h, guess, state, own_gradient)
-    del x, h, guess, own_gradient
+        await _own_scalars(rule, worker, stage, x, batch)
+    del x
     await weights.write()
 
 
-@work("forward", gives=lambda worker, stage, x, graph: (stage.body(x), None))
-def forward(worker: Worker, stage: Stage, x: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-    """The stage's output, with a graph to its weights or with none, and the random state it began with."""
+class Passed(NamedTuple):
+    """A forward: the output, the random state it began with (after what was drawn for the weights, if they are guessed so)."""
+
+    h: Tensor
+    state: Tensor
+    drawn: list[Tensor] | None
+
+
+@work(
+    "forward",
+    gives=lambda rule, worker, stage, x: Passed(stage.body(x), torch.empty(0), [] if draws_weights(rule) else None),
+)
+def forward(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor) -> Passed:
+    """The stage's output; with a graph to its weights only where a local guess needs to go through it."""
+    drawn = draw_weights(rule, stage)
     state = worker.random_state()
-    with torch.set_grad_enabled(graph):
-        return stage.body(x), state
+    with torch.set_grad_enabled(rule.space == "weight" and drawn is None):
+        return Passed(stage.body(x), state, drawn)
+
+
+async def _guess(rule: ForwardGradient, worker: Worker, stage: Stage, passed: Passed, batch: Batch) -> Heard:
+    """Send the output up, train the head, guess."""
+    await worker.above.send("activation", passed.h.detach())
+    own = await local_gradient(rule, worker, stage, passed.h, batch)
+    guess = passed.drawn if passed.drawn is not None else await guessed(rule, worker, stage, passed.h, batch, own)
+    return Heard(own, guess)
+
+
+class Heard(NamedTuple):
+    """What a stage knows by itself: the gradient of its head's loss at its output (None without a head), and the guess."""
+
+    own: Tensor | None
+    guess: Guessed
 
 
 async def _last(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, batch: Batch) -> None:
@@ -107,36 +134,36 @@ def _whole(rule: ForwardGradient, gradient: Tensor, tangents: Tensor, norm: Tens
 # ---- a scalar of its own for each tensor, stage or sample --------------------------------------------------------------
 
 
-async def _own_scalars(
-    rule: ForwardGradient,
-    worker: Worker,
-    stage: Stage,
-    x: Tensor,
-    h: Tensor,
-    guess: Guessed,
-    state: Tensor,
-    own_gradient: Tensor | None,
-) -> None:
-    own = await worker.run("B", begin, rule, worker, stage, x, h, guess, state)
+async def _own_scalars(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, batch: Batch) -> None:
+    passed = await worker.run("F", forward, rule, worker, stage, x)
+    heard = await _guess(rule, worker, stage, passed, batch)
+    state = passed.state
+    own = await worker.run("B", begin, rule, worker, stage, x, passed.h, heard.guess, state)
     if rule.target == "local":
-        assert own_gradient is not None
-        scalars = await worker.run("B", derivatives, own_gradient, own.tangents)
+        assert heard.own is not None
+        scalars = await worker.run("B", derivatives, heard.own, own.tangents)
     else:
+        carried = None
         if not worker.first:
             carried = await worker.run("F", carry, worker, stage, x, await worker.below.recv("tangents"), state)
-            if rule.target == "intermediate":
-                assert own_gradient is not None
-                await worker.below.send("scalars", await worker.run("B", derivatives, own_gradient, carried))
-        outgoing = own.tangents
-        if not worker.first and rule.target == "global":
-            outgoing = torch.cat([carried, own.tangents])
-        await worker.above.send("tangents", outgoing)
-        scalars = await worker.above.recv("scalars")
-        if not worker.first and rule.target == "global":
-            count = len(carried)
-            await worker.below.send("scalars", scalars.narrow(0, 0, count).contiguous())
-            scalars = scalars.narrow(0, count, len(scalars) - count)
+        scalars = await _of_above(rule, worker, own.tangents, carried, heard.own)
     await worker.run("B", learn, rule, worker, stage, x, own.directions, scalars, state)
+
+
+async def _of_above(
+    rule: ForwardGradient, worker: Worker, own: Tensor, carried: Tensor | None, own_gradient: Tensor | None
+) -> Tensor:
+    """Send tangents up; the scalars of the stage's own ones. Those of the stages below get theirs."""
+    if carried is None or rule.target == "intermediate":
+        if carried is not None:
+            assert own_gradient is not None
+            await worker.below.send("scalars", await worker.run("B", derivatives, own_gradient, carried))
+        await worker.above.send("tangents", own)
+        return await worker.above.recv("scalars")
+    await worker.above.send("tangents", torch.cat([carried, own]))
+    scalars, count = await worker.above.recv("scalars"), len(carried)
+    await worker.below.send("scalars", scalars.narrow(0, 0, count).contiguous())
+    return scalars.narrow(0, count, len(scalars) - count)
 
 
 @work(
@@ -171,7 +198,7 @@ def begin(
     if rule.space == "activity":
         mixed = stage.mixed_above and rule.samples == "exact" and rule.target != "local"
         return Own(found, one_by_one(found[0]) if mixed else found[0])
-    names = [name for name, p in stage.body.named_parameters() if p.requires_grad]
+    names = _names(stage)
     rows = [dict(zip(names, found))] if rule.scalars == "stage" else [{name: u} for name, u in zip(names, found)]
     tangents = []
     for row in rows:
@@ -206,13 +233,18 @@ def learn(
 # ---- one scalar for all stages -------------------------------------------------------------------------------------------
 
 
-async def _one_scalar(
-    rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, h: Tensor, guess: Guessed, state: Tensor
-) -> None:
+async def _one_scalar(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, batch: Batch) -> None:
     tangent, norm = None, None
     if not worker.first:
         tangent, norm = await worker.below.recv("tangents"), await worker.below.recv("norm")
-    found, moved, length = await worker.run("F", join, rule, worker, stage, x, h, guess, state, tangent, norm)
+    if draws_weights(rule):
+        passed, found, moved, length = await worker.run("F", forward_joining, rule, stage, x, tangent, norm)
+        await _guess(rule, worker, stage, passed, batch)
+    else:
+        passed = await worker.run("F", forward, rule, worker, stage, x)
+        heard = await _guess(rule, worker, stage, passed, batch)
+        found, moved, length = await worker.run("F", join, rule, worker, stage, x, passed, heard.guess, tangent, norm)
+    del passed
     await worker.above.send("tangents", moved)
     await worker.above.send("norm", length)
     scalar = await worker.above.recv("scalars")
@@ -224,10 +256,31 @@ async def _one_scalar(
 @work(
     "forward",
     "forward",
-    gives=lambda rule, worker, stage, x, h, guess, state, tangent, norm: (
+    gives=lambda rule, stage, x, tangent, norm: (
+        Passed(stage.body(x), torch.empty(0), []),
         [],
-        h.new_empty((1, *h.shape)),
-        h.new_empty(()),
+        stage.body(x).new_empty((1, *stage.body(x).shape)),
+        stage.body(x).new_empty(()),
+    ),
+)
+def forward_joining(
+    rule: ForwardGradient, stage: Stage, x: Tensor, tangent: Tensor | None, norm: Tensor | None
+) -> tuple[Passed, list[Tensor], Tensor, Tensor]:
+    """The forward and its tangent in one pass, where the guess need not wait for the forward."""
+    found = draw_weights(rule, stage)
+    assert found is not None
+    along = None if tangent is None else tangent[0]
+    h, moved = forward_along(stage.body, x, along, dict(zip(_names(stage), found)))
+    return Passed(h, torch.empty(0), found), found, moved[None], _longer(norm, found)
+
+
+@work(
+    "forward",
+    "forward",
+    gives=lambda rule, worker, stage, x, passed, guess, tangent, norm: (
+        [],
+        passed.h.new_empty((1, *passed.h.shape)),
+        passed.h.new_empty(()),
     ),
 )
 def join(
@@ -235,20 +288,26 @@ def join(
     worker: Worker,
     stage: Stage,
     x: Tensor,
-    h: Tensor,
+    passed: Passed,
     guess: Guessed,
-    state: Tensor,
     tangent: Tensor | None,
     norm: Tensor | None,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The one tangent, moved on by this stage's guess; the guess; the squared length so far."""
-    found = _as_directions(rule, stage, h, guess)
-    names = [name for name, p in stage.body.named_parameters() if p.requires_grad]
-    row = dict(zip(names, found))
-    worker.set_random_state(state)
+    found = _as_directions(rule, stage, passed.h, guess)
+    row = dict(zip(_names(stage), found))
+    worker.set_random_state(passed.state)
     moved = push_weights(stage.body, x, row) if tangent is None else push_both(stage.body, x, tangent[0], row)
+    return found, moved[None], _longer(norm, found)
+
+
+def _names(stage: Stage) -> list[str]:
+    return [name for name, p in stage.body.named_parameters() if p.requires_grad]
+
+
+def _longer(norm: Tensor | None, found: list[Tensor]) -> Tensor:
     length = torch.stack([dot(u, u) for u in found]).sum()
-    return found, moved[None], length if norm is None else norm + length
+    return length if norm is None else norm + length
 
 
 @work(gives=lambda stage, found, scalar: None)

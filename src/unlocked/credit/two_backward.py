@@ -46,9 +46,8 @@ async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch
     await exchange(worker, stage, batch, weights)
     x = leaf(worker, await worker.below.recv("activation", batch))
     await weights.read()
-    h = await worker.run("F", stage.body, x)
-    await worker.above.send("activation", h.detach())
     if worker.last:
+        h = await worker.run("F", stage.body, x)
         loss = await worker.run("L", objective, worker, stage, h, batch)
         await worker.run("B", torch.autograd.backward, loss)
         if not worker.first and rule.target != "local":
@@ -57,8 +56,10 @@ async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch
             await worker.below.send("sums", x.new_zeros(2))
         await weights.write()
         return
+    h, drawn = await worker.run("F", draw_and_forward, rule, stage, x)
+    await worker.above.send("activation", h.detach())
     own = await local_gradient(rule, worker, stage, h, batch)
-    guess = await guessed(rule, worker, stage, h, batch, own)
+    guess = drawn if drawn is not None else await guessed(rule, worker, stage, h, batch, own)
     target = own if rule.target == "local" else await worker.above.recv("gradient", h)
     assert target is not None
     if not worker.first and rule.target != "local":
@@ -79,9 +80,9 @@ async def local_gradient(rule: ForwardGradient, worker: Worker, stage: Stage, h:
 async def guessed(
     rule: ForwardGradient, worker: Worker, stage: Stage, h: Tensor, batch: Batch, own: Tensor | None
 ) -> Guessed:
-    """What is guessed: a gradient of the stage's output; random guesses of weights: one for each of them."""
+    """What is guessed of the stage's output, once it is there."""
     if rule.guess in RANDOM:
-        return await worker.run("B", drawn, rule, stage, h)
+        return await worker.run("B", draw, rule, h)
     if rule.guess == "local":
         assert own is not None
         return own
@@ -91,12 +92,27 @@ async def guessed(
 Guessed = Tensor | list[Tensor]
 
 
-@work(gives=lambda rule, stage, h: h)
-def drawn(rule: ForwardGradient, stage: Stage, h: Tensor) -> Guessed:
-    """Random directions of the output, or of the weights."""
-    if rule.space == "activity":
-        return random_like(h, rule.guess)
-    return [random_like(p, rule.guess) for p in trained(stage)]
+@work("forward", gives=lambda rule, stage, x: (stage.body(x), [] if draws_weights(rule) else None))
+def draw_and_forward(rule: ForwardGradient, stage: Stage, x: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+    """The stage's output, and the random directions of its weights, which are drawn first (None: another guess)."""
+    drawn = draw_weights(rule, stage)
+    return stage.body(x), drawn
+
+
+def draws_weights(rule: ForwardGradient) -> bool:
+    """Whether what is guessed are random directions of weights, which need not wait for the output."""
+    return rule.space == "weight" and rule.guess in RANDOM
+
+
+def draw_weights(rule: ForwardGradient, stage: Stage) -> list[Tensor] | None:
+    """Random directions of the weights, where the guess is that."""
+    return [random_like(p, rule.guess) for p in trained(stage)] if draws_weights(rule) else None
+
+
+@work(gives=lambda rule, h: h)
+def draw(rule: ForwardGradient, h: Tensor) -> Tensor:
+    """A random direction of the output."""
+    return random_like(h, rule.guess)
 
 
 @work("head-forward", "head-backward", gives=lambda stage, h, batch, anew: h)

@@ -33,8 +33,16 @@ class PairLoss(ABC):
     """
 
     classifies: ClassVar[bool] = False
-    reads_labels: ClassVar[bool] = False
-    reads_oracle: ClassVar[bool] = False
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the loss cannot do without y."""
+        return False
+
+    @property
+    def reads_oracle(self) -> bool:
+        """Whether the loss cannot do without the oracle."""
+        return False
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
         """The loss alone, as other losses are called."""
@@ -56,7 +64,7 @@ def partners(rows: int, device: torch.device) -> Tensor:
 
 def check_pairs(loss: str, z: Tensor) -> None:
     """Raises WrongTarget unless z can be projections of pairs of views."""
-    if not isinstance(z, Tensor) or z.dim() != 2 or len(z) % 2 or len(z) == 0:
+    if not isinstance(z, Tensor) or z.dim() != 2 or len(z) % 2 or z.numel() == 0:
         shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise WrongTarget(
             f"{loss} compares two views of each image and needs projections (2B, D), views of an image one after the other; "
