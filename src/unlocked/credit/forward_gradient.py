@@ -58,6 +58,7 @@ class ForwardGradient(SynchronousCredit):
         subspace: activity: True: the span of all guesses of the batch; k: of their k principal components.
         patches, groups: activity: one scalar for each of patches × patches windows and groups of channels of a sample.
         samples: forward mode in activity space, where stages mix samples: "exact" or "together".
+        at_once: forward mode: tangents pushed through a stage as one batch; more are faster, and take more memory.
         head, budget: as in DGL; the head also makes the guesses ntk and fixed-ntk.
         watch: train heads that nothing needs, and note the cosine of guess and target (Eq. 4.6) and the estimate's squared
             error over the target's squared length; the latter two in mode two-backward only.
@@ -72,6 +73,7 @@ class ForwardGradient(SynchronousCredit):
     patches: int = 1
     groups: int = 1
     samples: Literal["exact", "together"] = "exact"
+    at_once: int = 4
     mode: Literal["forward", "two-backward"] = "forward"
     head: Any = "mlp"
     budget: float | None = 0.10
@@ -107,10 +109,15 @@ class ForwardGradient(SynchronousCredit):
     def _check_space(self) -> None:
         """Raises InvalidChoice for options of the other space."""
         whole = [
-            value for value in (self.subspace, self.patches, self.groups) if not isinstance(value, int) or value < 0
+            value
+            for value in (self.subspace, self.patches, self.groups, self.at_once)
+            if not isinstance(value, int) or value < 0
         ]
-        if whole or self.patches < 1 or self.groups < 1:
-            raise InvalidChoice("subspace, patches and groups are whole numbers; patches and groups at least 1.")
+        if whole or min(self.patches, self.groups, self.at_once) < 1:
+            raise InvalidChoice(
+                f"subspace={self.subspace}, patches={self.patches}, groups={self.groups}, at_once={self.at_once}: give whole "
+                "numbers, all but subspace at least 1."
+            )
         if self.space == "activity":
             if self.scalars is not None:
                 raise InvalidChoice(

@@ -145,7 +145,8 @@ async def _own_scalars(rule: ForwardGradient, worker: Worker, stage: Stage, x: T
     else:
         carried = None
         if not worker.first:
-            carried = await worker.run("F", carry, worker, stage, x, await worker.below.recv("tangents"), state)
+            below = await worker.below.recv("tangents")
+            carried = await worker.run("F", carry, rule, worker, stage, x, below, state)
         scalars = await _of_above(rule, worker, own.tangents, carried, heard.own)
     await worker.run("B", learn, rule, worker, stage, x, own.directions, scalars, state)
 
@@ -168,12 +169,17 @@ async def _of_above(
 
 @work(
     "forward",
-    gives=lambda worker, stage, x, tangents, state: stage.body(x).new_empty((len(tangents), *stage.body(x).shape)),
+    gives=lambda rule, worker, stage, x, tangents, state: stage.body(x).new_empty(
+        (len(tangents), *stage.body(x).shape)
+    ),
 )
-def carry(worker: Worker, stage: Stage, x: Tensor, tangents: Tensor, state: Tensor) -> Tensor:
-    """Tangents of the stages below, pushed through the body."""
-    worker.set_random_state(state)
-    return push(stage.body, x, tangents)
+def carry(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, tangents: Tensor, state: Tensor) -> Tensor:
+    """Tangents of the stages below, pushed through the body, a few at once."""
+    found = []
+    for few in tangents.split(rule.at_once):
+        worker.set_random_state(state)
+        found.append(push(stage.body, x, few))
+    return torch.cat(found)
 
 
 def _as_directions(rule: ForwardGradient, stage: Stage, h: Tensor, guess: Guessed) -> list[Tensor]:
