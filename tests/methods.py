@@ -36,7 +36,21 @@ def _laws(*names: str) -> frozenset[str]:
 
 
 ALL_PAIRS = False  # set by conftest.py
-LIKE_DGL = ("infopro", "infopro-contrast", "dgl-auglocal", "dgl-man", "dgl-shared", "async-dgl", "gn-dgl")
+LIKE_DGL = (
+    *(
+        "infopro",
+        "infopro-contrast",
+        "dgl-auglocal",
+        "dgl-man",
+        "dgl-shared",
+        "async-dgl",
+        "gn-dgl",
+        "forward-gradient",
+    ),
+    *("forward-gradient-activity", "forward-gradient-shared", "forward-gradient-two-backward"),
+    *("local-forward-gradient", "local-forward-gradient-two-backward"),
+    *("mezo", "node-perturbation", "node-perturbation-separate"),
+)
 MET_BY_THEM = ("all-reduce", "wash")
 SMALL = ul.heads.MLPHead(hidden=6, depth=1)
 
@@ -83,6 +97,45 @@ CREDITS = [
         "gn-dgl",
         lambda: ul.credit.GNDGL(head="linear", budget=None, stop_gradient=True, diversity=0.5),
         _laws("local", "one_stage_is_backprop"),
+    ),
+    Row(
+        "forward-gradient",
+        lambda: ul.credit.ForwardGradient(head="linear", budget=None),
+        _laws("one_stage_is_backprop"),
+    ),
+    Row(
+        "forward-gradient-activity",
+        lambda: ul.credit.ForwardGradient("ntk", "intermediate", "activity", head="linear", budget=None),
+        _laws("one_stage_is_backprop"),
+    ),
+    Row(
+        "forward-gradient-shared",
+        lambda: ul.credit.ForwardGradient(scalars="shared", head="linear", budget=None),
+        _laws("one_stage_is_backprop"),
+    ),
+    Row(
+        "forward-gradient-two-backward",
+        lambda: ul.credit.ForwardGradient(
+            "fixed-ntk", "local", scalars="stage", head="linear", budget=None, mode="two-backward"
+        ),
+        _laws("one_stage_is_backprop"),
+    ),
+    Row("mezo", lambda: ul.credit.MeZO(samples=8), _laws()),
+    Row("node-perturbation", ul.credit.NodePerturbation, _laws("one_stage_is_backprop")),
+    Row(
+        "node-perturbation-separate",
+        lambda: ul.credit.NodePerturbation(antithetic=True, noise="separate", guess="rademacher"),
+        _laws("one_stage_is_backprop"),
+    ),
+    Row(
+        "local-forward-gradient",
+        lambda: ul.credit.LocalForwardGradient(head="linear", budget=None),
+        _laws("one_stage_is_backprop"),
+    ),
+    Row(
+        "local-forward-gradient-two-backward",
+        lambda: ul.credit.LocalForwardGradient("rademacher", groups=2, mode="two-backward", head="linear", budget=None),
+        _laws("one_stage_is_backprop"),
     ),
     Row("1f1b", lambda: ul.credit.OneFOneB(2), _laws()),
     Row("pipedream", ul.credit.PipeDream, _laws("one_stage_is_backprop", "delayed")),
@@ -165,6 +218,17 @@ CONSENSUS = [
     ),
 ]
 
+CONTRASTS = [
+    Row("simclr", lambda: ul.credit.SimCLR(dimension=6)),
+    Row("dgssl", lambda: ul.credit.DGSSL(projector="0c2f", dimension=6), _laws("local")),
+    Row("dgssl-barlow-twins", lambda: ul.credit.DGSSL("barlow-twins", dimension=6), _laws("local")),
+    Row("subsampled-simclr", lambda: ul.credit.SubsampledSimCLR(0.2, dimension=6), _laws("local")),
+    Row("oracle-simclr", lambda: ul.credit.OracleSimCLR(Oracle(), 0.1, 0.4, dimension=6), _laws("local")),
+    Row("dgssl-llm", lambda: ul.credit.DGSSLLLM(0.7, thresholds="batch", dimension=6), _laws("local")),
+    Row("dgssl-llm-oracle", lambda: ul.credit.DGSSLLLM(0.8, oracle=Oracle(), by="oracle", dimension=6), _laws("local")),
+]
+"""Rules that learn from pairs of views: rows 2k and 2k + 1 of `batch()`. Tests of their own go through them."""
+
 
 def credits(law: str | None = None) -> list[Row]:
     """The credit rules of which a law holds (all, without one)."""
@@ -242,6 +306,17 @@ def batch(size: int = 12, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     """Inputs (size, 5) and classes (size,)."""
     source = torch.Generator().manual_seed(seed)
     return torch.randn(size, 5, generator=source, dtype=dtype), torch.randint(3, (size,), generator=source)
+
+
+class Oracle(nn.Module):
+    """Projections (B, 4) of the first five entries of anything; counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        columns = torch.randn(5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        return x.flatten(1)[:, :5] @ columns.to(x.dtype)
 
 
 def data(size: int = 60, seed: int = 0, dtype: torch.dtype = torch.float64) -> ul.data.Data:

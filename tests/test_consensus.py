@@ -76,7 +76,8 @@ def without_batchnorm(row):
         row
         for row in credits()
         if row.name not in ("predsim", "infopro", "infopro-contrast", "async-dgl", "cdp-pipeline")
-        and not row.name.startswith("forward-gradient")  # each shard's gradient is projected by itself
+        # each shard's gradient is projected by itself, on directions of its own
+        and not row.name.startswith(("forward-gradient", "local-forward-gradient", "mezo", "node-perturbation"))
     ],
     ids=name_of,
 )

@@ -98,6 +98,11 @@ BESIDES = [
     ("delayed-gradients", "independent"),
     ("pipedream", "btm"),
     ("pipedream", "easgd"),
+    ("gn-dgl", "all-reduce"),
+    ("dgl-auglocal", "all-reduce"),
+    ("forward-gradient-two-backward", "all-reduce"),
+    ("backprop", "acco"),
+    ("greedy", "papa-2"),
 ]
 
 

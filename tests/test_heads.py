@@ -25,7 +25,7 @@ CLASSES = 5
 
 # kind: (features, one label per token?, the shape of y, the heads that work there)
 ANYWHERE = {"linear", "mlp", "dgl-mlp", "predsim"}
-ROWS = ANYWHERE | {"unembedding", "0c1f", "1c2f"}
+ROWS = ANYWHERE | {"unembedding", "0c1f", "1c2f", "projector", "projector-mlp"}
 NAMED = {name for name, head in heads.HEADS.items() if not isinstance(head, OfChain)}
 MAPS = NAMED - {"unembedding"}
 KINDS: dict[str, tuple[tuple[int, ...], bool, set[str]]] = {

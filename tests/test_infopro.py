@@ -284,11 +284,11 @@ def test_the_published_splits_are_those_of_the_tables():
         found = split_table(network, stages)
         assert [sum(found.blocks[: k + 1]) for k in range(stages - 1)] == after and found.published
     assert split_table("resnet32", 16) == ([1] * 15 + [2], [0] + [1] * 15, True)
-    guesses = [("resnet32", 2), ("resnet32", 8), ("resnet110", 8), ("resnet110", 16)]
+    guesses = [("resnet32", 2), ("resnet32", 8)]
     for network, stages in guesses:
         found = split_table(network, stages)
         assert not found.published and max(found.blocks) - min(found.blocks) <= 1
-        assert sum(found.blocks) == {"resnet32": 15, "resnet110": 54}[network] and len(found.sizes) == stages
+        assert sum(found.blocks) == 15 and len(found.sizes) == stages
 
 
 def test_a_table_cuts_the_network():

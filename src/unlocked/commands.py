@@ -167,7 +167,7 @@ class Probe:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs, or of comparisons (all their runs)."""
     plot: Path | None = None
-    """Figure to write, .png or .svg: probes, losses, cosines and ranks by depth."""
+    """Figure to write, .png or .svg: probes, losses, cosines and ranks by depth, and spectra."""
     data: str | None = None
     """Data as in train; None: that of the run."""
     subset: int | None = None
@@ -176,6 +176,12 @@ class Probe:
     """Feature maps are averaged over this many windows each way; 1: over all of space."""
     gradient_samples: int = 1024
     """Training samples, about, for the gradients."""
+    knn: int | None = None
+    """Also a vote of this many nearest neighbours, 200 say, at every depth."""
+    recipe: Literal["adam"] | None = None
+    """Also a linear layer trained at every depth: adam, as networks that learned without labels are evaluated."""
+    recipe_epochs: int = 200
+    """Passes over the features for that layer."""
     batch_size: int = 256
     """Samples of a batch."""
     device: str = "auto"

@@ -8,7 +8,7 @@ is as small as it can be. Pieces without a weight matrix (activation, pooling, n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from .models import from_recipe
 from .models.pieces import Piece, pieces_of
 from .partition import partition
 from .split_points import split_at
+from .split_tables import split_table
 
-Balance = Literal["flops", "time", "parameters", "memory"]
+Balance = Literal["flops", "time", "parameters", "memory", "published"]
 
 
 def cut(
@@ -46,7 +47,8 @@ def cut(
         stages: number of stages J ≥ 1. Left out with `at`.
         like: an example batch, shape (B, …). Read, never trained on.
         balance: what to balance, per stage: "flops" of the forward, "time" of forward and backward (measured here),
-            "parameters", or "memory" (bytes kept for the backward).
+            "parameters", or "memory" (bytes kept for the backward). "published": nothing; stages end where papers have cut
+            this network of ul.models (split_tables.py).
         at: names of submodules; each ends a stage. J is then one more than there are names, and nothing is balanced.
         loss: (output, target) → scalar, the network's own; local heads take it over. None: cross-entropy.
         groups: None: the ordinary cut. G: each of the `stages` depth modules is split into G groups along its channels
@@ -63,9 +65,14 @@ def cut(
     """
     if like is None:
         raise CannotCut("cut needs an example batch to follow the shapes: cut(model, stages, like=x).")
-    choose("balance", balance, costs.MEASURES)
+    choose("balance", balance, get_args(Balance))
     if groups is not None:
         from .grouping import grouped  # it needs this file
+
+        if balance == "published":
+            raise CannotCut(
+                "balance='published' is for cuts in depth only; with groups= give another balance, or sizes=…."
+            )
 
         chain = grouped(model, groups, like, stages, balance, at, sizes, stem, final)
     elif final is not None or stem != "shared":
@@ -94,6 +101,8 @@ def _ungrouped(
         recipe = None
     else:
         units = _units(_pieces(model))
+        if sizes is None and balance == "published":
+            sizes = _published(model, stages)
         row = _sizes(units, stages, like, balance) if sizes is None else _given_sizes(units, stages, sizes)
         bodies = _bodies(units, row)
         recipe = {"model": model.recipe, "sizes": row} if hasattr(model, "recipe") else None
@@ -148,6 +157,21 @@ def _sizes(units: list[list[Piece]], stages: int | None, like: Tensor, balance: 
             f"so give a whole number from 1 to {len(units)}."
         )
     return partition(_costs(units, like, balance), stages)
+
+
+def _published(model: nn.Module, stages: int | None) -> list[int]:
+    """Where papers have cut this network. Raises CannotCut, or InvalidChoice for a network or number without a table."""
+    recipe = getattr(model, "recipe", None)
+    if recipe is None or not recipe["options"].get("skip", True):
+        raise CannotCut(
+            "balance='published' is for networks of ul.models as papers have them (residual ones with their shortcuts); take "
+            "balance='flops', or say where stages end: sizes=… or at=…."
+        )
+    if stages is None:
+        raise CannotCut(
+            "balance='published' needs the number of stages: cut(model, stages, like=x, balance='published')."
+        )
+    return split_table(recipe["name"], stages, bool(recipe.get("encoder"))).sizes
 
 
 def _given_sizes(units: list[list[Piece]], stages: int | None, sizes: Sequence[int]) -> list[int]:

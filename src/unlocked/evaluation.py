@@ -37,18 +37,21 @@ Stages = dict[Place, Stage]  # of the workers here
 class Evaluation:
     """Scores on a data set. Accuracies are shares in [0, 1], None where the target is no class.
 
-    loss, accuracy: of the network itself (one replica) or of the averaged network (several).
+    loss, accuracy: of the network itself (one replica) or of the averaged network (several). A loss is None only where
+    there is nothing to compute it on (pair_evaluation.py).
     stages: (loss, accuracy) read at each stage's head, None where there is none; the last entry is the network's own.
     members: accuracy of each replica. ensemble: accuracy of their mean prediction. Empty/None for one replica.
     layerwise: accuracy of all heads of the network together (rules/ensemble.py); None if no stage below the last has one.
+    probed: whether accuracies are those of linear probes on frozen features: of networks that learn without labels.
     """
 
-    loss: float
+    loss: float | None
     accuracy: float | None
-    stages: list[tuple[float, float | None] | None]
+    stages: list[tuple[float | None, float | None] | None]
     members: list[float | None]
     ensemble: float | None
     layerwise: float | None = None
+    probed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
@@ -94,7 +97,9 @@ def _without_graph(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     return function(x)
 
 
-async def _pass(worker: Worker, stage: Stage, batch: Batch, credit: Credit, visit: Callable[[Tensor], None]) -> None:
+async def go_through(
+    worker: Worker, stage: Stage, batch: Batch, credit: Credit, visit: Callable[[Tensor], None]
+) -> None:
     """A batch goes through the stage to the next one; `visit` sees what the stage's head reads, the output mostly."""
     x = await worker.own_below.recv("evaluation", batch)
     worker.at(batch.number)
@@ -134,20 +139,20 @@ async def _together(worker: Worker, output: Tensor, y: Tensor, score: Score, cla
 # ---- what the session offers -----------------------------------------------------------------------------------------
 
 
-def _run(trainer: Trainer, program: Callable[[Worker, Weights], Coroutine[Any, Any, None] | None]) -> None:
+def run_all(trainer: Trainer, program: Callable[[Worker, Weights], Coroutine[Any, Any, None] | None]) -> None:
     """Run a program per worker here (None: it has no part in it)."""
     programs = [(weights.worker, program(weights.worker, weights)) for weights in trainer.weights]
     with random_state_kept(trainer.device):
         trainer.world.run([(worker, one) for worker, one in programs if one is not None], charged=False)
 
 
-def _network(trainer: Trainer, copies: bool) -> Stages:
+def judged_network(trainer: Trainer, copies: bool) -> Stages:
     """The stages, of the workers here, of the network that is judged: replica 0's own, or copies with the mean of all."""
     if trainer.networks == 1:
         whole = [weights for weights in trainer.weights if weights.worker.replica == 0]
         return {weights.worker.place: _copy(weights) if copies else weights.stage for weights in whole}
     stages: Stages = {}
-    _run(trainer, lambda worker, weights: _average(worker, weights, stages))
+    run_all(trainer, lambda worker, weights: _average(worker, weights, stages))
     return {place: stage for place, stage in stages.items() if place.replica == 0}
 
 
@@ -156,23 +161,23 @@ def _copy(weights: Weights) -> Stage:
     return weights.plain_copy()
 
 
-def _sweep(trainer: Trainer, stages: Stages, batch: Batch, visit: Callable[[Place, Tensor], None]) -> None:
+def sweep(trainer: Trainer, stages: Stages, batch: Batch, visit: Callable[[Place, Tensor], None]) -> None:
     """One batch through these stages."""
 
     def program(worker: Worker, weights: Weights) -> Coroutine[Any, Any, None] | None:
         place = worker.place
         if place not in stages:
             return None
-        return _pass(worker, stages[place], batch, trainer.credit, lambda seen: visit(place, seen))
+        return go_through(worker, stages[place], batch, trainer.credit, lambda seen: visit(place, seen))
 
-    _run(trainer, program)
+    run_all(trainer, program)
 
 
 def refresh_batchnorm(trainer: Trainer, stages: Stages, batches: Batches) -> None:
     """Estimate the BatchNorm statistics of the stages and their heads anew: plain means over the given batches."""
     with reestimating(*stages.values()):
         for number, (x, y) in enumerate(batches):
-            _sweep(trainer, stages, Batch(x, y, number), lambda place, seen: _ignore(stages[place].read(seen)))
+            sweep(trainer, stages, Batch(x, y, number), lambda place, seen: _ignore(stages[place].read(seen)))
 
 
 def _ignore(value: object) -> None:
@@ -181,7 +186,7 @@ def _ignore(value: object) -> None:
 
 def averaged(trainer: Trainer, refresh: Batches | None) -> Chain | None:
     """The averaged network as a new chain on rank 0, None elsewhere; `refresh`: batches for its BatchNorm statistics."""
-    stages = _network(trainer, copies=refresh is not None)
+    stages = judged_network(trainer, copies=refresh is not None)
     if refresh is not None:
         refresh_batchnorm(trainer, stages, refresh)
     found = _collected(trainer, stages, 1)
@@ -197,7 +202,7 @@ def members(trainer: Trainer) -> list[Chain] | None:
 def _collected(trainer: Trainer, stages: Stages, count: int) -> list[Chain] | None:
     """The stages of replicas 0 … count − 1 as so many new chains on rank 0, None elsewhere."""
     into = [trainer.template.blank(trainer.device) for _ in range(count if trainer.crew.chief else 0)]
-    _run(
+    run_all(
         trainer,
         lambda worker, weights: _collect(worker, stages[worker.place], into) if worker.place in stages else None,
     )
@@ -210,7 +215,7 @@ def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:
 
     async def program(worker: Worker, weights: Weights) -> None:
         outputs: list[Tensor] = []
-        await _pass(worker, weights.stage, Batch(x, x), trainer.credit, outputs.append)
+        await go_through(worker, weights.stage, Batch(x, x), trainer.credit, outputs.append)
         if worker.last:
             mine = torch.softmax(logits(outputs[0]), dim=-1)
             rows = [mine] if trainer.networks == 1 else await worker.replicas.gather("ensemble", mine)
@@ -223,13 +228,13 @@ def ensemble(trainer: Trainer, x: Tensor) -> Tensor | None:
         for weights in trainer.weights:
             weights.stage.eval()
         one = trainer.networks == 1
-        _run(trainer, lambda worker, weights: None if one and worker.replica else program(worker, weights))
+        run_all(trainer, lambda worker, weights: None if one and worker.replica else program(worker, weights))
     return found[0] if found else None
 
 
 def evaluate(trainer: Trainer, batches: Batches, depth: int, refresh: Batches | None) -> Evaluation:
     """Score the network (at every head, and at stage `depth` as the network's own output) and, if several, the replicas."""
-    network = _network(trainer, copies=refresh is not None)
+    network = judged_network(trainer, copies=refresh is not None)
     if refresh is not None:
         refresh_batchnorm(trainer, network, refresh)
     population = [weights for weights in trainer.weights if trainer.networks > 1]
@@ -255,7 +260,7 @@ def evaluate(trainer: Trainer, batches: Batches, depth: int, refresh: Batches | 
 
     async def member(worker: Worker, weights: Weights) -> None:
         outputs: list[Tensor] = []
-        await _pass(worker, weights.stage, Batch(x, y), trainer.credit, outputs.append)
+        await go_through(worker, weights.stage, Batch(x, y), trainer.credit, outputs.append)
         if worker.stage == depth:
             output, classes = _read(weights.stage, outputs[0]), classifies(weights.stage.loss)
             members[worker.place].add(output, y, None, classes)
@@ -265,12 +270,12 @@ def evaluate(trainer: Trainer, batches: Batches, depth: int, refresh: Batches | 
         for stage in whole:
             stage.eval()
         for x, y in batches:
-            _sweep(trainer, network, Batch(x, y), score)
+            sweep(trainer, network, Batch(x, y), score)
             if voters and y.dim() == 1 and not y.is_floating_point():
                 voting = functools.partial(_vote, trainer=trainer, voters=voters, said=said, y=y, score=layerwise)
-                _run(trainer, voting)
+                run_all(trainer, voting)
             if population:
-                _run(trainer, member)
+                run_all(trainer, member)
     return _merge(trainer, depth, stages, members, together, layerwise)
 
 

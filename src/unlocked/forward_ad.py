@@ -23,6 +23,7 @@ from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .costs import untouched
+from .dropout import InOrder
 from .errors import InvalidChoice
 from .modes import statistics_kept
 
@@ -69,7 +70,7 @@ def _prepared(body: nn.Module, counted: bool = False) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     kept = contextlib.nullcontext() if counted else statistics_kept(body.modules())
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept, InOrder():
             yield
     except (NotImplementedError, RuntimeError) as error:
         if (sentence := _refused(error, body)) is None:

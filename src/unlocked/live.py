@@ -44,6 +44,12 @@ def in_percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def in_words(validation: dict[str, Any] | None) -> str:
+    """`93.3 %`, and by what it was read if that is not the network itself."""
+    scores = validation or {}
+    return f"{in_percent(scores.get('accuracy'))}{' by linear probe' if scores.get('probed') else ''}"
+
+
 def in_losses(losses: Sequence[float | None]) -> str:
     """One number per stage, a dash where a stage has no loss of its own."""
     return " ".join("–" if loss is None else f"{loss:.3f}" for loss in losses)
@@ -70,6 +76,9 @@ class LiveTable(Callback):
     def on_start(self, trainer: Trainer, epochs: int) -> None:
         self._total, self._first = epochs, trainer.epoch
         self._begin = time.monotonic()
+        if trainer.epoch == 0:
+            for remark in trainer.credit.remarks(trainer.template, trainer.batch_size or 1):
+                self._console.print(remark, highlight=False, soft_wrap=True, markup=False)
         if self._console.is_terminal:
             # drawn by hand, not by rich's thread: a signal must never meet a half-drawn table
             self._live = Live(self._table(), console=self._console, auto_refresh=False)
@@ -86,7 +95,7 @@ class LiveTable(Callback):
         self._draw([*self._rows, row])
 
     def on_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        accuracy = (record["validation"] or {}).get("accuracy")
+        accuracy = in_words(record["validation"])
         memory, left = in_bytes(record["activation_peak"]), in_time(self._left(record["epoch"]))
         losses, speed = in_losses(record["losses"]), f"{record['samples_per_second']:,.0f}"
         where = f"{record['epoch']}/{self._total}"
@@ -95,13 +104,13 @@ class LiveTable(Callback):
         apart = ", ".join(filter(None, (apart, in_updates(record.get("buffers")))))
         if self._live is None:
             self._console.print(
-                f"epoch {where}  loss {losses}  accuracy {in_percent(accuracy)}  {speed} samples/s  "
+                f"epoch {where}  loss {losses}  accuracy {accuracy}  {speed} samples/s  "
                 f"memory {memory}  {f'{apart}  ' if apart else ''}{left} left",
                 highlight=False,
                 soft_wrap=True,
             )
             return
-        scored = f"{in_percent(accuracy)}, {apart}" if apart else in_percent(accuracy)
+        scored = f"{accuracy}, {apart}" if apart else accuracy
         self._rows.append((where, losses, scored, speed, memory, left))
         self._draw(self._rows)
 
@@ -174,7 +183,7 @@ class Progress:
         last = self._epochs[-1] if self._epochs else None
         runs = f"{self.done}/{len(self._folders)}"
         epoch = f"{last['epoch']}/{self._total}" if last and self._open is not None else ""
-        accuracy = in_percent((last["validation"] or {}).get("accuracy")) if last else ""
+        accuracy = in_words(last["validation"]) if last else ""
         left = "failed" if self.failed else in_time(self.left()) if self._open or self.done else ""
         return self.name, runs, epoch, accuracy, left
 

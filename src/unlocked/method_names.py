@@ -1,8 +1,8 @@
 """Methods as short texts: `credit[+mitigation][/consensus][@replicas]`, as in `dgl(head=mlp)/wash(p=0.001)@3`.
 
 A rule is its name, and in brackets the parameters that differ from their defaults. A value is a Python literal, a bare
-word (text), a path (/tmp/x, ./x), a head with options (mlp(depth=2)), or an expression of the number of stages J: `J`, `J-1`,
-`J+1`, `J//2`. Nothing is ever evaluated as code.
+word (text), a path (/tmp/x, runs/x), a head with options (mlp(depth=2)), or an expression of the number of stages J: `J`,
+`J-1`, `J+1`, `J//2`. Nothing is ever evaluated as code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)  # a
 _CONVOLUTIONS = re.compile(r"(=\s*)(\d+c\d+f)\b(?!\s*\()")  # heads' names that begin with a digit may, too
 _WITH_OPTIONS = re.compile(r"(=\s*)(\d+c\d+f\s*\()")  # which no call in Python does; it gets a letter for the while
 _LETTER = "head_"
-_PATH = re.compile(r"(=\s*)((?:~|\.{0,2})/[^\s,()]*)")  # may stand without quotes
+_PATH = re.compile(r"(=\s*)((?!J\s*//)[\w.~-]*/[^\s,()]*)")  # may stand without quotes
 _STAGES = re.compile(r"J(?:\s*(?P<sign>-|\+|//)\s*(?P<number>\d+))?")
 
 

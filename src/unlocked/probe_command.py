@@ -5,6 +5,7 @@ The numbers are those of probes/representation.py; RUN/probes.json has them.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from .config import RunConfig, require_at_least, resolve_device
 from .data import Data
 from .errors import BadCheckpoint, InvalidChoice, UnlockedError
 from .probes import Explanation, explain
+from .probes.recipe import Recipe
 from .run_files import read_config, write_json
 from .session import Trainer
 
@@ -28,13 +30,16 @@ _WORDS = (
     "Probe: held-out accuracy (R² of values) of a linear map from the depth's frozen features. Loss, accuracy: held-out, at "
     "the stage's own head. Cosine: to backpropagation's gradient, of the stage's weights and of its output."
 )
+_PAIR_WORDS = (
+    "Of a network that learned from pairs of views the loss is of held-out pairs, and there is no such gradient."
+)
 
 
 def probe(command: commands.Probe, console: Console) -> int:
     """Probe, print, write and draw as the command says; returns the exit code. Raises InvalidChoice, BadCheckpoint, BadData."""
     from .report.representation import draw_records, refuse_picture  # it brings matplotlib with it
 
-    for name in ("subset", "pool", "gradient_samples", "batch_size"):
+    for name in ("subset", "pool", "gradient_samples", "knn", "recipe_epochs", "batch_size"):
         require_at_least(name, getattr(command, name), 1)
     if command.plot is not None:
         refuse_picture(command.plot)
@@ -57,7 +62,8 @@ def probe(command: commands.Probe, console: Console) -> int:
     for name, rows in found.items():
         for folder, one in rows:
             console.print(as_rich(f"{name}, {folder}", one))
-    console.print(_WORDS, style="dim", highlight=False, soft_wrap=True)
+    words = f"{_WORDS} {_PAIR_WORDS}" if any(one.pairs for rows in found.values() for _, one in rows) else _WORDS
+    console.print(words, style="dim", highlight=False, soft_wrap=True)
     if plot is not None:
         console.print(f"Figure: {plot}", highlight=False, soft_wrap=True)
     return 0
@@ -109,8 +115,13 @@ def probe_runs(
             config = read_config(folder)
             trainer = _trainer(folder, device)
             train, test = _data(config, options, trainer)
-            total = len(train) + len(test) + min(options.gradient_samples, len(train))
-            task = progress.add_task(escape(folder.name), total=total)
+            if trainer.credit.self_supervised and train.views == 2:
+                trainer.credit.meet(trainer, train)  # some losses depend on the training data
+            again = len(test) if trainer.credit.self_supervised else min(options.gradient_samples, len(train))
+            task = progress.add_task(escape(folder.name), total=len(train) + len(test) + again)
+            recipe = Recipe(epochs=options.recipe_epochs) if options.recipe is not None else None
+            rows = options.recipe_epochs * len(train) * len(trainer.template.layout.groups)
+            layers = None if recipe is None else progress.add_task(f"{options.recipe} at every depth", total=rows)
             one = explain(
                 trainer,
                 train,
@@ -118,8 +129,13 @@ def probe_runs(
                 pool=options.pool,
                 gradient_samples=options.gradient_samples,
                 batch_size=options.batch_size,
-                told=lambda samples, task=task: progress.advance(task, samples),  # type: ignore[misc]
+                knn=options.knn,
+                recipe=recipe,
+                told=functools.partial(progress.advance, task),
+                recipe_told=None if layers is None else functools.partial(progress.advance, layers),
             )
+            if layers is not None:
+                progress.remove_task(layers)
             write_json(folder / "probes.json", one.to_json())
             found.setdefault(str(config.method), []).append((folder, one))
     return found
@@ -136,7 +152,8 @@ def _data(config: RunConfig, options: commands.Probe, trainer: Trainer) -> tuple
     spec, subset = options.data or config.data, options.subset
     if subset is None and options.data is None:
         subset = config.subset
-    train, test = data.load(spec, subset=subset, context=config.context, seed=config.seed)
+    augment = config.augment if trainer.credit.self_supervised else None  # its losses are of views
+    train, test = data.load(spec, augment=augment, subset=subset, context=config.context, seed=config.seed)
     takes = tuple(trainer.template.example().shape[1:])
     if tuple(train.input_shape) != takes:
         raise InvalidChoice(
@@ -149,12 +166,13 @@ def _data(config: RunConfig, options: commands.Probe, trainer: Trainer) -> tuple
 def as_rich(title: str, one: Explanation) -> Table:
     """One row for each depth; neuron groups beside each other."""
     from .report.records import Record
-    from .report.representation import HEADINGS, cells
+    from .report.representation import cells, headings
 
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for heading in HEADINGS:
+    record = Record(one.to_json(), title)
+    for heading in (shown := headings([record])):
         table.add_column(heading, justify="right", overflow="fold")
-    rows: Any = cells(Record(one.to_json(), title))
+    rows: Any = cells(record, shown)
     for row in rows:
         table.add_row(*row)
     return table

@@ -140,6 +140,8 @@ def summarise(folder: Path, parameters: int) -> dict[str, Any]:
     summary: dict[str, Any] = {
         name: validation.get(name) for name in ("accuracy", "loss", "members", "ensemble", "layerwise")
     }
+    if validation.get("probed"):
+        summary["probed"] = True  # accuracies are those of linear probes
     summary["best_accuracy"] = max((one for one in accuracies if one is not None), default=None)
     summary["samples_per_second"] = median(speeds[1:] or speeds)
     summary["activation_peak"], summary["live_peak"] = last["activation_peak"], last.get("live_peak")

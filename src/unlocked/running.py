@@ -68,6 +68,8 @@ def make_chain(config: RunConfig, train: Data) -> Chain:
         torch.manual_seed(seed_of(config.seed, "model"))
         model = models.build(config.model, input_shape=train.input_shape, classes=train.classes, **config.model_options)
     rule = make_credit(config.method.credit, config.stages)
+    if rule.self_supervised:
+        model = models.encoder(model)
     if not isinstance(rule, GNDGL) or rule.groups is None:
         return cut(model, config.stages, like=example, balance=config.balance)
     stem = "split" if rule.stem == "split" else "shared"
@@ -320,6 +322,7 @@ def _begin(config: RunConfig, folder: Path, trainer: Trainer, command: str) -> N
             **config.to_json(),
             "regularisers": describe_regularisers(trainer.regularisers),
             "heads": [str(head) for head in trainer.heads],
+            "remarks": trainer.credit.remarks(trainer.template, config.batch_size),
             "stage_sizes": (trainer.chains[0].recipe or {}).get("sizes"),
             "versions": versions(),
             "machine": machine(config.device),

@@ -166,8 +166,8 @@ def _write_manifest(trainer: Trainer, writer: Writer, book: EpochBook, hand_over
         "manifest",
         {
             "format": FORMAT,
-            # a recipe does not tell of a loss of the user's own
-            "recipe": chain.recipe if chain[-1].loss is cross_entropy else None,
+            # a recipe does not tell of a loss of the user's own; that of a self-supervised rule is the rule's
+            "recipe": chain.recipe if trainer.credit.self_supervised or chain[-1].loss is cross_entropy else None,
             "stages": len(chain),
             "credit": describe_method(trainer.credit),
             "consensus": describe_method(rule),

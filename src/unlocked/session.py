@@ -31,8 +31,19 @@ from .loop import EpochBook, Losses, mean_losses, random_state_kept
 from .merging import digest, fingerprint, fingerprint_of_updates
 from .mitigation import Mitigation
 from .own_rates import check_own_rates
+from .pair_evaluation import evaluate_pairs
 from .pool import Turns
-from .population import Drawing, Initial, Regulariser, apply, check_initial, checked, classes_for, in_words
+from .population import (
+    Drawing,
+    Initial,
+    Regulariser,
+    apply,
+    check_initial,
+    check_unmixed,
+    checked,
+    classes_for,
+    in_words,
+)
 from .residency.one_stage import OneStage, check_resident, residence_of
 from .rng import generator, seed_of
 from .saving import load_state, save_state
@@ -136,6 +147,7 @@ class Trainer:
         self.replicas, self.seed = replicas, seed
         self.regularisers, self.initial = checked(regularisers, replicas), in_words(initial)
         check_initial(initial, self.consensus, replicas)
+        check_unmixed(self.credit.self_supervised, self.regularisers)
         self.networks = self.consensus.networks(replicas)
         self.clip, self.accumulate, self.precision = clip, accumulate, precision
         self.batchnorm, self.schedule_every, self.mitigation = batchnorm, schedule_every, mitigation
@@ -158,6 +170,7 @@ class Trainer:
         check_delays(self.credit, self.consensus, self.precision, mitigation)
         check_own_rates(self)
         self.consensus.check(self.credit, accumulate)
+        self.credit.check(self.consensus)
         check_loans(chain, self.consensus)
         if resident is not None:
             check_resident(chain, self.credit, self.consensus, replicas, mitigation, self.world)
@@ -631,12 +644,21 @@ class Trainer:
         self.settle()
         return ensemble(self, x.to(self.device))  # type: ignore[return-value]
 
-    def evaluate(self, data: Any, batch_size: int = 512) -> Evaluation:
-        """Scores on `data`: of the network (averaged over the replicas), at every head, of each replica, of the ensemble."""
+    def evaluate(self, data: Any, batch_size: int = 512, train: Any = None) -> Evaluation:
+        """Scores on `data`: of the network (averaged over the replicas), at every head, of each replica, of the ensemble.
+
+        A network that learned without labels is read by linear probes (pair_evaluation.py), fitted to `train`: what it was
+        trained on, by default the data of `fit`. Other networks need no `train`.
+        """
         self.settle()
-        batches = as_data(data).batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
-        depth = self.credit.readout(self.phase, self.stages)
-        return evaluate(self, batches, depth, self._refreshing() if self.replicas > 1 else None)
+        held_out, depth = as_data(data), self.credit.readout(self.phase, self.stages)
+        refresh = self._refreshing() if self.replicas > 1 else None
+        if self.credit.self_supervised:
+            known = self.training_data if train is None else train
+            known = known if known is None or isinstance(known, Domains) else as_data(known)
+            return evaluate_pairs(self, known, held_out, batch_size, depth, refresh)
+        batches = held_out.batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
+        return evaluate(self, batches, depth, refresh)
 
     # ---- keeping ---------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ def row_of(name: str, replicas: int, summaries: Sequence[dict[str, Any]], failed
     """One method over its seeds: means, and the standard deviation of a sample (n − 1) of the accuracy; None if unknown.
 
     Accuracies are shares, of the averaged network where there are several replicas; bytes are per update and replica.
-    `members`: the replicas' own accuracies, one list per run. `failed`: the first sentence of a run that failed.
+    `members`: the replicas' own accuracies, one list per run. `failed`: the first sentence of a run that failed. `probed`: if
+    accuracies are those of linear probes.
     """
     accuracies = _known(summaries, "accuracy")
     row: dict[str, Any] = {
@@ -57,6 +58,8 @@ def row_of(name: str, replicas: int, summaries: Sequence[dict[str, Any]], failed
         "accuracy_std": stdev(accuracies) if len(accuracies) > 1 else None,
     }
     row |= {key: fmean(values) if (values := _known(summaries, key)) else None for key in _MEANS}
+    if any(summary.get("probed") for summary in summaries):
+        row["probed"] = True
     row["members"] = [summary["members"] for summary in summaries if summary["members"]]
     return row | {"failed": failed[0] if failed else None}
 
@@ -68,7 +71,8 @@ def _known(summaries: Sequence[dict[str, Any]], key: str) -> list[float]:
 def as_rich(rows: Sequence[dict[str, Any]], width: int) -> Table:
     """For a terminal of that width; 80 columns are enough for the standard methods."""
     gap = 1 if width >= 100 else 0  # beside the one of the box
-    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), caption=_UNITS, caption_justify="left", show_edge=False)
+    caption = _UNITS + _probed(rows)
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0), caption=caption, caption_justify="left", show_edge=False)
     for k, heading in enumerate(_SHORT):
         table.add_column(heading, justify="right" if k else "left", overflow="fold")
     for row in rows:
@@ -81,9 +85,15 @@ def as_markdown(rows: Sequence[dict[str, Any]], command: str, where: str) -> str
     lines = ["```", command, "```", "", where, ""]
     lines += ["| " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * (len(_COLUMNS) - 1)]
     lines += ["| " + " | ".join(_cells(row, digits=2)) + " |" for row in rows]
-    lines += ["", _UNITS]
+    lines += ["", _UNITS + _probed(rows)]
     lines += [f"\n`{row['method']}` failed: {row['failed']}" for row in rows if row["failed"]]
     return "\n".join(lines) + "\n"
+
+
+def _probed(rows: Sequence[dict[str, Any]]) -> str:
+    """Whose accuracy is that of a linear probe; empty if nobody's is."""
+    names = [row["method"] for row in rows if row.get("probed")]
+    return f" Accuracy of {', '.join(names)}: of a linear probe, for they learned without labels." if names else ""
 
 
 def _cells(row: dict[str, Any], digits: int) -> list[str]:

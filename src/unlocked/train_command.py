@@ -171,8 +171,9 @@ def _tell(command: Train, folder: Path, summary: dict[str, Any], console: Consol
     ensemble = "" if summary["ensemble"] is None else f", ensemble {in_percent(summary['ensemble'])}"
     if summary["layerwise"] is not None:
         ensemble += f", all heads together {in_percent(summary['layerwise'])}"
+    whose = "linear probe" if summary.get("probed") else "test"
     console.print(
-        f"test accuracy {in_percent(summary['accuracy'])}{ensemble}, {summary['samples_per_second']:,.0f} samples/s, "
+        f"{whose} accuracy {in_percent(summary['accuracy'])}{ensemble}, {summary['samples_per_second']:,.0f} samples/s, "
         f"peak activations {in_bytes(summary['activation_peak'])}. Report: "
         f"{shlex.join(['unlocked', 'report', str(folder)])}",
         highlight=False,

@@ -34,12 +34,16 @@ _FEWEST = 8  # buckets of a small network, about: one or two would leave nothing
 class _MeanGradient(Weights):
     """After the backward: the mean of all gradients at once."""
 
+    one_gradient: ClassVar[bool] = True
+
     async def reduce(self) -> None:
         await mean_gradient(self)
 
 
 class _Compressed(Weights):
     """After the backward, through a codec."""
+
+    one_gradient: ClassVar[bool] = True
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, compression: str) -> None:
         super().__init__(worker, chain, store)
@@ -83,6 +87,8 @@ class _Bucket:
 
 class _Overlapped(Weights):
     """Buckets whose exchange begins during the backward of the update's last micro-batch."""
+
+    one_gradient: ClassVar[bool] = True
 
     def __init__(self, worker: Worker, chain: Chain, store: Store, bucket_bytes: int) -> None:
         super().__init__(worker, chain, store)

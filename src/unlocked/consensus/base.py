@@ -221,6 +221,9 @@ class Weights:
         counts = await self.worker.replicas.gather("realign", torch.tensor(self.worker.version))
         self.worker.version = max(int(count) for count in counts)
 
+    one_gradient: ClassVar[bool] = (
+        False  # True: an update is made of the mean of all replicas' gradients, at equal weights
+    )
     keeps_optimizer: ClassVar[bool] = False  # True: the optimizer's state is in `carried`, in a form of the rule's own
 
     def optimizer_state(self) -> list[Tensor]:

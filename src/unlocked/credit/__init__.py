@@ -8,6 +8,8 @@ from .ddg import DDG
 from .delayed import Delayed
 from .delayed_gradients import DelayedGradients
 from .dgl import DGL
+from .dgssl import DGSSL
+from .dgssl_llm import DGSSLLLM
 from .fdg import FDG
 from .features_replay import FeaturesReplay
 from .forward_gradient import ForwardGradient
@@ -16,11 +18,17 @@ from .gpipe import GPipe
 from .greedy import Greedy
 from .infopro import InfoPro
 from .interlocking import Interlocking
+from .local_forward_gradient import LocalForwardGradient
+from .mezo import MeZO
+from .node_perturbation import NodePerturbation
 from .one_f_one_b import OneFOneB
+from .oracle_simclr import OracleSimCLR
 from .petra import PETRA
 from .pipedream import PipeDream
 from .pipedream_2bw import PipeDream2BW
 from .predsim import PredSim
+from .simclr import SimCLR
+from .subsampled_simclr import SubsampledSimCLR
 from .torch_pipelining import TorchGPipe, TorchOneFOneB
 
 ALL: tuple[type[Credit], ...] = (
@@ -35,6 +43,14 @@ ALL: tuple[type[Credit], ...] = (
     GNDGL,
     Interlocking,
     ForwardGradient,
+    LocalForwardGradient,
+    NodePerturbation,
+    MeZO,
+    SimCLR,
+    DGSSL,
+    SubsampledSimCLR,
+    OracleSimCLR,
+    DGSSLLLM,
     PipeDream,
     PipeDream2BW,
     CDPPipeline,
@@ -51,6 +67,8 @@ __all__ = [
     "ALL",
     "DDG",
     "DGL",
+    "DGSSL",
+    "DGSSLLLM",
     "FDG",
     "GNDGL",
     "PETRA",
@@ -66,10 +84,16 @@ __all__ = [
     "Greedy",
     "InfoPro",
     "Interlocking",
+    "LocalForwardGradient",
+    "MeZO",
+    "NodePerturbation",
     "OneFOneB",
+    "OracleSimCLR",
     "PipeDream",
     "PipeDream2BW",
     "PredSim",
+    "SimCLR",
+    "SubsampledSimCLR",
     "TorchGPipe",
     "TorchOneFOneB",
 ]

@@ -54,7 +54,7 @@ class Properties:
     objective: str  # what a stage's weights minimise
 
 
-What = Literal["graph", "graph+buffers", "graph+weights", "input", "parts"]
+What = Literal["graph", "graph+buffers", "graph+weights", "input", "parts", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class Held:
             "graph+weights"  the same, with copies of the buffers and of the weights in it
             "input"          the stage's input; the graph only while the backward runs the forward again
             "parts"          the inputs of what cannot be reversed; in the backward the graph of one part at a time
+            "nothing"        neither that nor the head's graph: there is no backward
     versions: whether old weights are copied while a micro-batch is in flight that has seen them. crosses: whether
-    micro-batches are in flight between two steps.
+    micro-batches are in flight between two steps. several: what is held instead where an update has several micro-batches.
     """
 
     what: What = "graph"
     versions: bool = False
     crosses: bool = False
+    several: What | None = None
 
 
 class Credit(ABC):
@@ -147,6 +149,9 @@ class Credit(ABC):
 
     def meet(self, trainer: Trainer, data: Any) -> None:  # noqa: B027
         """Look at the training data before the first step of a `fit`, also of one that goes on. Called by all processes."""
+
+    def check(self, consensus: Consensus) -> None:  # noqa: B027
+        """Raises InvalidChoice if the rule does not go with this one for the replicas."""
 
     def buffered(self, weights: Weights) -> Any:
         """The buffer of a worker, under rules that have some."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..chain import Stage
 from ..consensus.base import Weights
+from ..dropout import InOrder
 from ..forward_ad import forward_along, push, push_both, push_weights
 from ..modes import statistics_kept
 from ..rules.projection import combined, dot, one_by_one
@@ -84,7 +85,7 @@ def forward(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor) -> P
     """The stage's output; with a graph to its weights only where a local guess needs to go through it."""
     drawn = draw_weights(rule, stage)
     state = worker.random_state()
-    with torch.set_grad_enabled(rule.space == "weight" and drawn is None):
+    with InOrder(), torch.set_grad_enabled(rule.space == "weight" and drawn is None):
         return Passed(stage.body(x), state, drawn)
 
 
@@ -120,8 +121,9 @@ async def _last(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, 
 
 
 @work(gives=lambda gradient, tangents: tangents.new_empty(tangents.shape[:2]))
-def derivatives(gradient: Tensor, tangents: Tensor) -> Tensor:
-    """(S, B): ⟨gradient_b, tangent_sb⟩ for every tangent and sample."""
+def derivatives(gradient: Tensor | None, tangents: Tensor) -> Tensor:
+    """(S, B): ⟨gradient_b, tangent_sb⟩ for every tangent and sample. (A head of shapes only has no gradient.)"""
+    assert gradient is not None
     return (tangents * gradient).flatten(2).sum(2)
 
 
@@ -140,7 +142,6 @@ async def _own_scalars(rule: ForwardGradient, worker: Worker, stage: Stage, x: T
     state = passed.state
     own = await worker.run("B", begin, rule, worker, stage, x, passed.h, heard.guess, state)
     if rule.target == "local":
-        assert heard.own is not None
         scalars = await worker.run("B", derivatives, heard.own, own.tangents)
     else:
         carried = None
@@ -157,7 +158,6 @@ async def _of_above(
     """Send tangents up; the scalars of the stage's own ones. Those of the stages below get theirs."""
     if carried is None or rule.target == "intermediate":
         if carried is not None:
-            assert own_gradient is not None
             await worker.below.send("scalars", await worker.run("B", derivatives, own_gradient, carried))
         await worker.above.send("tangents", own)
         return await worker.above.recv("scalars")
@@ -231,7 +231,7 @@ def learn(
     r, b = directions[0].shape[:2]
     per_sample = scalars if len(scalars) == r else scalars.sum(1).view(r, b)
     worker.set_random_state(state)
-    with statistics_kept(stage.body.modules()):
+    with InOrder(), statistics_kept(stage.body.modules()):
         h = stage.body(x.detach())
     add_gradients(stage, for_weights(h, trained(stage), combined(per_sample, directions[0])))
 

@@ -58,7 +58,7 @@ def counted(rule: ForwardGradient, chain: Chain, batch_size: int) -> Streams:
 
 
 def _own(rule: ForwardGradient, chain: Chain, j: int, batch_size: int) -> int:
-    h = chain.example()
+    h = chain.example().to(next(chain.parameters()).device)  # on "meta" only shapes are counted
     for stage in list(chain)[: j + 1]:
         h = run_once(stage.body, h)
     return begun_at(rule, chain[j], h, batch_size)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..chain import Stage
 from ..consensus.base import Weights
+from ..dropout import InOrder
 from ..rules.projection import (
     along,
     basis,
@@ -61,7 +62,6 @@ async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch
     own = await local_gradient(rule, worker, stage, h, batch)
     guess = drawn if drawn is not None else await guessed(rule, worker, stage, h, batch, own)
     target = own if rule.target == "local" else await worker.above.recv("gradient", h)
-    assert target is not None
     if not worker.first and rule.target != "local":
         down = own if rule.target == "intermediate" else target
         await worker.below.send("gradient", await worker.run("B", through, h, x, down))
@@ -84,8 +84,7 @@ async def guessed(
     if rule.guess in RANDOM:
         return await worker.run("B", draw, rule, h)
     if rule.guess == "local":
-        assert own is not None
-        return own
+        return own  # type: ignore[return-value]  # None only of a head of shapes
     return await worker.run("L", random_head, stage, h, batch, rule.guess == "ntk")
 
 
@@ -96,7 +95,8 @@ Guessed = Tensor | list[Tensor]
 def draw_and_forward(rule: ForwardGradient, stage: Stage, x: Tensor) -> tuple[Tensor, list[Tensor] | None]:
     """The stage's output, and the random directions of its weights, which are drawn first (None: another guess)."""
     drawn = draw_weights(rule, stage)
-    return stage.body(x), drawn
+    with InOrder():  # as in forward mode
+        return stage.body(x), drawn
 
 
 def draws_weights(rule: ForwardGradient) -> bool:

@@ -7,11 +7,13 @@ from .fournier import CNNHead, LinearHead, MLPHead
 from .infopro import ConvolutionsAndDenseHead, InfoProHead
 from .man import MANHead
 from .predsim import PredSimHead
+from .projectors import PROJECTORS, ProjectorHead
 from .spec import HeadSpec
 from .unembedding import SharedUnembeddingHead, UnembeddingHead
 
 __all__ = [
     "HEADS",
+    "PROJECTORS",
     "AugLocalHead",
     "CNNHead",
     "ConvolutionsAndDenseHead",
@@ -25,6 +27,7 @@ __all__ = [
     "MANHead",
     "MLPHead",
     "PredSimHead",
+    "ProjectorHead",
     "SharedUnembeddingHead",
     "UnembeddingHead",
     "build",

@@ -20,6 +20,7 @@ from .fournier import CNNHead, LinearHead, MLPHead
 from .infopro import ConvolutionsAndDenseHead
 from .man import MANHead
 from .predsim import PredSimHead
+from .projectors import ProjectorHead
 from .spec import HeadSpec, kind_of
 from .unembedding import SharedUnembeddingHead, UnembeddingHead
 
@@ -41,6 +42,8 @@ HEADS: dict[str, HeadSpec] = {
         ConvolutionsAndDenseHead(convolutions=0, dense=1),
         AugLocalHead(),
         MANHead(),
+        ProjectorHead(),
+        ProjectorHead(convolutions=0),
     )
 }
 

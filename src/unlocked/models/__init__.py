@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import choose
+from .encoder import encoder
 from .perceptron import mlp
 from .pieces import Layered, Piece, pieces_of
 from .recipe import option_defaults, require
-from .resnet import resnet18, resnet32, resnet34, resnet50
+from .resnet import resnet18, resnet32, resnet34, resnet50, resnet110
 from .revresnet import revresnet18, revresnet34, revresnet50
 from .revtransformer import revgpt, revvit
 from .small_cnn import cnn
 from .transformer import gpt
-from .vgg import vgg6a, vgg8b
+from .vgg import vgg6a, vgg8b, vgg16a, vgg19a
 from .vit import vit
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Piece",
     "build",
     "cnn",
+    "encoder",
     "from_recipe",
     "gpt",
     "mlp",
@@ -37,6 +39,7 @@ __all__ = [
     "resnet32",
     "resnet34",
     "resnet50",
+    "resnet110",
     "revgpt",
     "revresnet18",
     "revresnet34",
@@ -44,6 +47,8 @@ __all__ = [
     "revvit",
     "vgg6a",
     "vgg8b",
+    "vgg16a",
+    "vgg19a",
     "vit",
 ]
 
@@ -51,6 +56,7 @@ _MODELS: dict[str, Callable[..., Layered]] = {
     "cnn": cnn,
     "gpt": gpt,
     "mlp": mlp,
+    "resnet110": resnet110,
     "resnet18": resnet18,
     "resnet32": resnet32,
     "resnet34": resnet34,
@@ -60,6 +66,8 @@ _MODELS: dict[str, Callable[..., Layered]] = {
     "revresnet34": revresnet34,
     "revresnet50": revresnet50,
     "revvit": revvit,
+    "vgg16a": vgg16a,
+    "vgg19a": vgg19a,
     "vgg6a": vgg6a,
     "vgg8b": vgg8b,
     "vit": vit,
@@ -92,7 +100,9 @@ def from_recipe(recipe: Mapping[str, Any]) -> Layered:
     """The architecture that `recipe` (a model's `recipe`, perhaps read back from JSON) describes, with new weights."""
     parts = {"name", "input_shape", "classes", "options"}
     require(
-        set(recipe) == parts,
-        f"A model recipe has exactly the entries {', '.join(sorted(parts))}; given {', '.join(sorted(recipe))}.",
+        set(recipe) - {"encoder"} == parts and recipe.get("encoder", True) is True,
+        f"A model recipe has exactly the entries {', '.join(sorted(parts))}; given {', '.join(sorted(recipe))}. That of an "
+        "encoder has 'encoder': true as well.",
     )
-    return build(recipe["name"], input_shape=recipe["input_shape"], classes=recipe["classes"], **recipe["options"])
+    model = build(recipe["name"], input_shape=recipe["input_shape"], classes=recipe["classes"], **recipe["options"])
+    return encoder(model) if "encoder" in recipe else model

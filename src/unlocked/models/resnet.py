@@ -1,9 +1,10 @@
 """Residual networks: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015).
 
-ResNet-18, -34 and -50: table 1; ResNet-32 for CIFAR: section 4.2 with n = 5. Where the shape changes, the shortcut is a 1×1
-convolution with BatchNorm (option B of section 4.1; the paper's CIFAR networks pad with zeros instead, option A: there
-ResNet-32 has 2,752 parameters fewer). The bottleneck halves the image in its 3×3 convolution. The small-image stem and
-the variant without shortcuts are those of Fournier's thesis, appendix B.1.1; `width` is the factor k of its B.2.1.
+ResNet-18, -34 and -50: table 1; ResNet-32 and -110 for CIFAR: section 4.2 with n = 5 and 18. Where the shape changes, the
+shortcut is a 1×1 convolution with BatchNorm (option B of section 4.1; the paper's CIFAR networks pad with zeros instead,
+option A: there ResNet-32 has 2,752 parameters fewer). The bottleneck halves the image in its 3×3 convolution. The small-image
+stem and the variant without shortcuts are those of Fournier's thesis, appendix B.1.1; `width` is the factor k of its B.2.1;
+the stem for STL-10 (5×5, stride 2, no pooling) is that of its A.1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .blocks import ConvBlock, PooledClassifier, convolution, scaled
 from .pieces import Layered
 from .recipe import require_image, require_positive, with_recipe
 
-STEMS = ("small", "large")
+STEMS = ("small", "large", "stl")
 
 
 class Design(NamedTuple):
@@ -32,6 +33,7 @@ class Design(NamedTuple):
 
 RESNET18 = Design((2, 2, 2, 2), (64, 128, 256, 512), bottleneck=False)
 RESNET32 = Design((5, 5, 5), (16, 32, 64), bottleneck=False)
+RESNET110 = Design((18, 18, 18), (16, 32, 64), bottleneck=False)
 RESNET34 = Design((3, 4, 6, 3), (64, 128, 256, 512), bottleneck=False)
 RESNET50 = Design((3, 4, 6, 3), (64, 128, 256, 512), bottleneck=True)
 EXPANSION = 4  # a bottleneck puts out four times its inner channels
@@ -100,8 +102,8 @@ def resnet18(
     """ResNet-18, (B, *input_shape) → (B, classes); 8 basic blocks of 2 convolutions.
 
     `width` multiplies all channels (rounded, at least 1); `skip=False` has no shortcuts and 16 one-convolution blocks;
-    `stem` is "small" (3×3, stride 1) or "large" (7×7, stride 2, then 3×3 max-pooling, stride 2). Images of at least 5×5
-    pixels (large stem: 17×17). Raises InvalidChoice for a bad option or input shape.
+    `stem` is "small" (3×3, stride 1), "large" (7×7, stride 2, then 3×3 max-pooling, stride 2) or "stl" (5×5, stride 2). Images
+    of at least 5×5 pixels (large stem: 17×17, stl: 9×9). Raises InvalidChoice for a bad option or input shape.
     """
     return _resnet("resnet18", RESNET18, input_shape, classes, width, skip, stem)
 
@@ -116,6 +118,18 @@ def resnet32(
     9×9). Raises InvalidChoice for a bad option or input shape.
     """
     return _resnet("resnet32", RESNET32, input_shape, classes, width, skip, stem)
+
+
+@with_recipe
+def resnet110(
+    input_shape: Sequence[int], classes: int, width: float = 1.0, skip: bool = True, stem: str = "small"
+) -> ResNet:
+    """ResNet-110 for CIFAR, (B, *input_shape) → (B, classes); 54 basic blocks with 16, 32 and 64 channels.
+
+    Options and smallest images as for `resnet32` (without shortcuts: 108 one-convolution blocks). Raises InvalidChoice for a
+    bad option or input shape.
+    """
+    return _resnet("resnet110", RESNET110, input_shape, classes, width, skip, stem)
 
 
 @with_recipe
@@ -152,14 +166,14 @@ def _resnet(
 def require_design(name: str, design: Design, input_shape: Sequence[int], width: float, stem: str) -> None:
     """Refuse an unknown stem, an image that the design makes too small, and a width that is not positive."""
     choose(f"stem of {name}", stem, STEMS)
-    halvings = len(design.blocks) - 1 + (2 if stem == "large" else 0)
+    halvings = len(design.blocks) - 1 + {"small": 0, "large": 2, "stl": 1}[stem]
     require_image(name, input_shape, smallest=2 ** (halvings - 1) + 1)  # each halving still finds two pixels
     require_positive(name, width=width)
 
 
 def stem_of(inputs: int, outputs: int, kind: str) -> nn.Sequential:
     """The layers before the first block: (B, inputs, H, W) → (B, outputs, H', W'); see STEMS."""
-    kernel, stride = (7, 2) if kind == "large" else (3, 1)
+    kernel, stride = {"small": (3, 1), "large": (7, 2), "stl": (5, 2)}[kind]
     layers = [convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs), nn.ReLU()]
     if kind == "large":
         layers.append(nn.MaxPool2d(3, stride=2, padding=1))

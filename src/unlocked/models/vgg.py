@@ -5,6 +5,10 @@ are those of Nøkland, Eidnes, "Training Neural Networks with Local Error Signal
 each layer but the last. VGG6a is also that of Patel's thesis, section 3.3.1 (channels 128, 256, 512, 512, then 8192 and
 1024 features for 32×32 images).
 
+VGG16a and VGG19a are those of Patel's section 4.3.1, trained layer by layer in 14 and 17 modules. The thesis gives no list of
+their layers. Here they are the 13 and 16 convolutions of the first paper's configurations D and E (its table 1), and, as in the
+variants above, one hidden dense block of 1024 features where the paper has two of 4096: 14 and 17 layers below the classifier.
+
 A difference: in the first of these two a local loss sees a layer before its max-pooling; here the pooling is the
 end of that layer's piece, so a stage passes on (and its loss sees) the pooled maps.
 """
@@ -24,6 +28,16 @@ from .recipe import require_image, require_positive, require_probability, with_r
 VGG6A = ((128, True), (256, True), (512, True), (512, False))
 VGG8B = ((128, False), (256, True), (256, False), (512, True), (512, True), (512, True))
 FEATURES = 1024
+
+
+def _groups(*convolutions: int) -> tuple[tuple[int, bool], ...]:
+    """Groups of so many convolutions with 64, 128, 256, 512, 512 channels, max-pooling after the last of each."""
+    channels = (64, 128, 256, 512, 512)
+    return tuple((c, k == n - 1) for n, c in zip(convolutions, channels, strict=True) for k in range(n))
+
+
+VGG16A = _groups(2, 2, 3, 3, 3)
+VGG19A = _groups(2, 2, 4, 4, 4)
 
 
 class VGG(Layered):
@@ -73,6 +87,27 @@ def vgg8b(
     activation. Raises InvalidChoice for a bad option or input shape.
     """
     return _vgg("vgg8b", VGG8B, input_shape, classes, width, activation, dropout)
+
+
+@with_recipe
+def vgg16a(
+    input_shape: Sequence[int], classes: int, width: float = 1.0, activation: str = "relu", dropout: float = 0.0
+) -> VGG:
+    """VGG16a: convolutions 2 × 64, M, 2 × 128, M, 3 × 256, M, 3 × 512, M, 3 × 512, M, then 1024 features; images of at least
+    32×32.
+
+    (B, *input_shape) → (B, classes). `width` multiplies every hidden size (rounded, at least 1). `dropout` follows each
+    activation. Raises InvalidChoice for a bad option or input shape.
+    """
+    return _vgg("vgg16a", VGG16A, input_shape, classes, width, activation, dropout)
+
+
+@with_recipe
+def vgg19a(
+    input_shape: Sequence[int], classes: int, width: float = 1.0, activation: str = "relu", dropout: float = 0.0
+) -> VGG:
+    """VGG19a: as `vgg16a` with four convolutions of 256 and of 512 channels in a group instead of three."""
+    return _vgg("vgg19a", VGG19A, input_shape, classes, width, activation, dropout)
 
 
 def _vgg(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .explanation import Explanation, draw
+    from .recipe import Recipe
     from .representation import explain
 
-_HOMES = {"Explanation": "explanation", "draw": "explanation", "explain": "representation"}
-__all__ = ["Explanation", "draw", "explain"]
+_HOMES = {"Explanation": "explanation", "draw": "explanation", "Recipe": "recipe", "explain": "representation"}
+__all__ = ["Explanation", "Recipe", "draw", "explain"]
 
 
 def __getattr__(name: str) -> Any:

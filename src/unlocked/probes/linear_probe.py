@@ -18,7 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InvalidChoice
+
 RIDGES = tuple(10.0**k for k in range(-6, 2))
+
+HELD = 0.2  # of the training samples, to choose λ
 
 _CONSTANT = 1e-14  # of the mean's square: a smaller variance is what float32 rounds
 
@@ -119,6 +123,49 @@ def chosen(part: Moments, held: Moments) -> LinearProbe:
     """The probe fitted to all rows, with the λ that suits the held-out ones best (of equals the largest)."""
     solved = _Ridge(part)
     return fit(part + held, min(reversed(RIDGES), key=lambda ridge: solved.error(ridge, held)))
+
+
+def held_out(samples: int, generator: torch.Generator) -> Tensor:
+    """(samples,) bool: which of the next samples choose λ. One generator for all batches makes it the same in any batches."""
+    return torch.rand(samples, generator=generator) < HELD
+
+
+class TrainingRows:
+    """The rows that a probe learns from, as sums: of those that are fitted to, and of those that choose λ.
+
+    `columns`: of the targets (classes, or values).
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._sums: tuple[Moments, Moments] | None = None
+
+    def add(self, h: Tensor, y: Tensor, held: Tensor) -> None:
+        """Some more rows (n, d) and their targets; held: what `held_out` gave, of samples with equally many rows each."""
+        if self._sums is None:  # the origin is at the mean of some rows
+            zero = h.new_zeros(self._columns, dtype=torch.float64)
+            origins = (h.double().mean(0), y.double().mean(0) if y.is_floating_point() else zero)
+            self._sums = Moments(origins), Moments(origins)
+        held = held.to(h.device).repeat_interleave(len(y) // len(held))
+        part, other = self._sums
+        part.add(h[~held], y[~held])
+        other.add(h[held], y[held])
+
+    @property
+    def all(self) -> Moments:
+        """Of all rows."""
+        part, held = self._known()
+        return part + held
+
+    def probe(self) -> LinearProbe:
+        """Fitted to all rows, λ chosen. Raises InvalidChoice if they are too few."""
+        return chosen(*self._known())
+
+    def _known(self) -> tuple[Moments, Moments]:
+        counts = (0, 0) if self._sums is None else (self._sums[0].count, self._sums[1].count)
+        if self._sums is None or counts[0] < 2 or counts[1] < 1:
+            raise InvalidChoice(f"{sum(counts)} training samples are too few for a probe; give some dozens.")
+        return self._sums
 
 
 class ProbeScore:

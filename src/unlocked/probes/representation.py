@@ -5,10 +5,14 @@ leaves a gap.
     loss, accuracy         on held-out data, read at the stage's own head
     cosine                 of the gradient it learns from to backpropagation's (local_gradients.py)
     effective rank         how many directions the features use on the training data (spectra.py)
+    knn, recipe            if asked for: held-out accuracy of a vote of neighbours (knn.py), of a trained layer (recipe.py)
 
 Features of a stage are its output, one row for each label: maps (B, C, H, W) averaged over space, or over each of `pool` ×
 `pool` windows; (B, T, D) averaged over T, or row by row where every position has a label. Neuron groups that stand side by
 side have one probe, on their joined output. Probes, losses and ranks are in evaluation mode, gradients in training mode.
+
+A network that learned from pairs of views has no classifier: its stages' losses are of held-out pairs (held_out_pairs.py), and
+there is no gradient of a network's loss to compare with.
 
 Nothing of the network changes: weights, buffers, gradients, modes, the random state.
 """
@@ -16,7 +20,7 @@ Nothing of the network changes: weights, buffers, gradients, modes, the random s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +28,19 @@ from torch import Tensor
 from ..batch import Batch
 from ..chain import Chain
 from ..costs import untouched
+from ..data import Data
 from ..errors import InvalidChoice
 from ..evaluation import Score
+from ..held_out_pairs import pair_batch_size, pair_losses
 from ..losses import classifies, logits
+from ..pairs import PairLoss
 from .explanation import KEPT, Depth, Explanation, Reading
 from .features import by_depth, per_token, to_rows
-from .linear_probe import Moments, ProbeScore, chosen
+from .kept import Kept
+from .knn import check_neighbours
+from .linear_probe import Moments, ProbeScore, TrainingRows, held_out
 from .local_gradients import cosines, teachers
+from .recipe import Recipe
 from .spectra import effective_rank, eigenvalues, participation_ratio, singular_values
 
 if TYPE_CHECKING:
@@ -39,7 +49,6 @@ if TYPE_CHECKING:
     from ..soups.predicting import Batches
 
 Told = Callable[[int], None]
-HELD = 0.2  # of the training data, to choose λ
 SEED = 0  # of all that is drawn here
 
 
@@ -52,7 +61,10 @@ def explain(
     pool: int = 1,
     gradient_samples: int = 1024,
     batch_size: int = 256,
+    knn: int | None = None,
+    recipe: Recipe | None = None,
     told: Told | None = None,
+    recipe_told: Told | None = None,
 ) -> Explanation:
     """Probe every stage of a chain, or of a trainer's network (the mean of its replicas).
 
@@ -63,7 +75,9 @@ def explain(
             head learns from it, any other one from the network's loss.
         pool: maps are averaged over pool × pool windows (1: over all of space); smaller maps are taken pixel by pixel.
         gradient_samples: about so many training samples for the gradients, drawn at random, in batches of `batch_size`.
-        told: called with the number of samples done since the last call.
+        knn: so many neighbours vote, too; None: no vote. recipe: also train a linear layer at every depth. Both keep all
+            features in memory, 4 bytes for each entry of each row of each depth, and want classes.
+        told: called with the number of samples done since the last call; recipe_told: with the rows a layer was trained on.
 
     Raises InvalidChoice for options and data that do not fit.
     """
@@ -77,68 +91,110 @@ def explain(
         return None  # type: ignore[return-value]  # not on rank 0, as documented
     if credit is None and not isinstance(network, Chain):
         credit = network.credit
-    probe = _Probe(chain, credit, pool, device_of(chain), told or (lambda samples: None))
+    if knn is not None:
+        check_neighbours(knn)
+    pair_size = batch_size if isinstance(network, Chain) else pair_batch_size(network)
+    options = _Options(pool, gradient_samples, pair_size, knn, recipe)
+    probe = _Probe(chain, credit, options, device_of(chain), told or _ignore, recipe_told or _ignore)
     with untouched(chain):
         torch.manual_seed(SEED)
-        return probe.explain(Batches(train, batch_size), Batches(test, batch_size), gradient_samples, updates)
+        return probe.explain(Batches(train, batch_size), Batches(test, batch_size), updates)
+
+
+class _Options(NamedTuple):
+    pool: int
+    samples: int  # for the gradients
+    pair_size: int
+    knn: int | None
+    recipe: Recipe | None
+
+
+def _ignore(samples: int) -> None:
+    """Nobody wants to be told."""
 
 
 def _whole(trainer: Trainer, train: Any) -> Chain | None:
     """The network that the trainer's own evaluation judges, as a copy; None on other ranks than 0."""
     refreshed = trainer.replicas > 1 and trainer.batchnorm == "refresh"
-    return trainer.averaged(train if refreshed else None)
+    chain: Chain | None = trainer.averaged(train if refreshed else None)
+    if chain is not None and trainer.credit.self_supervised:
+        for stage, trained in zip(chain, trainer.chains[0], strict=True):
+            stage.loss = trained.loss  # which the rule may have changed when it met the data
+    return chain
 
 
 class _Probe:
     """Goes through the data: training data, held-out data, some training data for the gradients."""
 
-    def __init__(self, chain: Chain, credit: Credit | None, pool: int, device: torch.device, told: Told) -> None:
-        self._chain, self._credit, self._pool, self._device, self._told = chain, credit, pool, device, told
+    def __init__(
+        self,
+        chain: Chain,
+        credit: Credit | None,
+        options: _Options,
+        device: torch.device,
+        told: Told,
+        recipe_told: Told,
+    ) -> None:
+        self._chain, self._credit, self._options, self._device = chain, credit, options, device
+        self._told, self._recipe_told = told, recipe_told
+        self._pairs = credit.self_supervised if credit is not None else isinstance(chain[-1].loss, PairLoss)
+        self._kept = Kept(options.knn, options.recipe)
+        self._columns = self._classes = 0  # of the probe's targets; of data whose network's outputs do not tell them
 
-    def explain(self, train: Batches, test: Batches, samples: int, updates: int | None) -> Explanation:
+    def explain(self, train: Batches, test: Batches, updates: int | None) -> Explanation:
         self._chain.eval()
+        if self._pairs:
+            self._classes = _classes_in(train)
         moments, classes = self._moments(train)
-        scores = [ProbeScore(chosen(part, held)) for part, held in moments]
+        scores = [ProbeScore(rows.probe()) for rows in moments]
         heads = self._score(test, scores)
-        self._chain.train()
-        learns_from, batches = teachers(self._chain, self._credit), self._weighted(train.sample(samples, SEED))
-        found = cosines(self._chain, self._credit, batches, learns_from, self._told)
+        learns_from = teachers(self._chain, self._credit)
+        if self._pairs:
+            size = self._options.pair_size
+            losses = pair_losses(self._chain, self._credit, train.source, test.source, size, self._device, self._told)
+            heads = [(loss, None) for loss in losses]
+            found: list[tuple[float | None, float | None]] = [(None, None)] * len(self._chain)
+        else:
+            self._chain.train()
+            batches = self._weighted(train.sample(self._options.samples, SEED))
+            found = cosines(self._chain, self._credit, batches, learns_from, self._told)
         readings = [
             Reading(j, *head, list(learns_from[j]), *pair)
             for j, (head, pair) in enumerate(zip(heads, found, strict=True))
         ]
         depths = [
-            _depth(depth, part + held, score, [readings[j] for j in self._chain.layout.row(depth)])
-            for depth, ((part, held), score) in enumerate(zip(moments, scores, strict=True))
+            _depth(
+                depth,
+                rows.all,
+                score,
+                [readings[j] for j in self._chain.layout.row(depth)],
+                *self._kept.accuracies(depth, self._columns, self._device, self._recipe_told),
+            )
+            for depth, (rows, score) in enumerate(zip(moments, scores, strict=True))
         ]
-        return Explanation(classes, scores[0].rows, self._pool, updates, depths)
+        pool, knn, recipe = self._options.pool, self._options.knn, self._options.recipe
+        return Explanation(classes, scores[0].rows, pool, updates, depths, self._pairs, knn, recipe)
 
-    def _moments(self, train: Batches) -> tuple[list[tuple[Moments, Moments]], bool]:
-        """For every depth those of the rows that are fitted to, and of those that choose λ; whether the targets are classes."""
+    def _moments(self, train: Batches) -> tuple[list[TrainingRows], bool]:
+        """For every depth what its probe learns from; whether the targets are classes."""
         generator = torch.Generator().manual_seed(SEED)
-        moments: list[tuple[Moments, Moments]] = []
+        moments: list[TrainingRows] = []
         classes = True
         for x, y in self._moved(train):
-            held = torch.rand(len(x), generator=generator) < HELD
+            held = held_out(len(x), generator)
             rows, labels, columns = self._rows(x, y)
             classes = not labels.is_floating_point()
-            held = held.to(self._device).repeat_interleave(len(labels) // len(x))
-            if not moments:
-                moments = [_pair(h, labels, columns) for h in rows]
-            for h, (part, other) in zip(rows, moments, strict=True):
-                part.add(h[~held], labels[~held])
-                other.add(h[held], labels[held])
-        part, other = moments[0]
-        if part.count < 2 or other.count < 1:
-            raise InvalidChoice(
-                f"{part.count + other.count} training samples are too few for a probe; give some dozens."
-            )
+            moments = moments or [TrainingRows(columns) for _ in rows]
+            for h, into in zip(rows, moments, strict=True):
+                into.add(h, labels, held)
+            self._kept.add(rows, labels, train=True)
         return moments, classes
 
     def _score(self, test: Batches, probes: list[ProbeScore]) -> list[tuple[float | None, float | None]]:
         """Scores the probes; (loss, accuracy) at the head of each stage, the last one's being the network's own."""
         last = len(self._chain) - 1
-        scores = {j: Score() for j, stage in enumerate(self._chain) if stage.head is not None or j == last}
+        headed = [j for j, stage in enumerate(self._chain) if stage.head is not None or j == last]
+        scores = {} if self._pairs else {j: Score() for j in headed}
 
         def read(j: int, seen: Tensor, batch: Batch) -> None:
             if j in scores:
@@ -150,6 +206,7 @@ class _Probe:
             rows, labels, _ = self._rows(x, y, read)
             for h, score in zip(rows, probes, strict=True):
                 score.add(h, labels)
+            self._kept.add(rows, labels, train=False)
         return [(scores[j].loss, scores[j].accuracy) if j in scores else (None, None) for j in range(last + 1)]
 
     def _moved(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,12 +229,12 @@ class _Probe:
             if read is not None:
                 for j, seen in zip(row.stages, row.seen, strict=True):
                     read(j, seen, batch)
-            features.append(to_rows(row.joined, y, self._pool, depth))
+            features.append(to_rows(row.joined, y, self._options.pool, depth))
             output = row.joined
         if y.is_floating_point():
             labels = y.flatten(0, 1) if per_token(output, y) else y.reshape(len(y), -1)
             return features, labels, labels.shape[1]
-        columns = logits(self._chain[-1].read(output)).shape[-1]
+        self._columns = columns = self._classes or logits(self._chain[-1].read(output)).shape[-1]
         if int(y.max()) >= columns or int(y.min()) < 0:
             raise InvalidChoice(
                 f"The data have the classes {int(y.min())} to {int(y.max())}, but the network has {columns} outputs; give the "
@@ -186,14 +243,16 @@ class _Probe:
         return features, y.flatten(), columns
 
 
-def _pair(h: Tensor, y: Tensor, columns: int) -> tuple[Moments, Moments]:
-    """Empty ones, with their origin at the mean of some rows."""
-    zero = torch.zeros(columns, dtype=torch.float64, device=h.device)
-    origins = (h.double().mean(0), y.double().mean(0) if y.is_floating_point() else zero)
-    return Moments(origins), Moments(origins)
+def _classes_in(batches: Batches) -> int:
+    """How many classes the labels have."""
+    if isinstance(batches.source, Data):
+        return batches.source.classes
+    return 1 + max(0 if y.is_floating_point() else int(y.max()) for _, y in batches)
 
 
-def _depth(depth: int, moments: Moments, score: ProbeScore, stages: list[Reading]) -> Depth:
+def _depth(
+    depth: int, moments: Moments, score: ProbeScore, stages: list[Reading], knn: float | None, recipe: float | None
+) -> Depth:
     values = eigenvalues(moments.covariance)
     return Depth(
         depth,
@@ -204,4 +263,6 @@ def _depth(depth: int, moments: Moments, score: ProbeScore, stages: list[Reading
         participation_ratio(values),
         [float(f"{value:.4g}") for value in singular_values(values)[:KEPT].tolist()],
         stages,
+        knn,
+        recipe,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Points = list[tuple[float, float] | None]
 
 TOGETHER = 5  # more methods than these get a panel each
+MARKED = 30  # more points than these are a line only
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def draw_curve(sheet: Sheet, axes: Axes, curve: Curve, look: Look, end: bool) ->
         low = [y - s for y, s in zip(curve.y, curve.spread)]
         high = [y + s for y, s in zip(curve.y, curve.spread)]
         axes.fill_between(curve.x, low, high, color=look.colour, alpha=0.2, linewidth=0)
-    (line,) = axes.plot(curve.x, curve.y, color=look.colour, marker="o", markersize=3.5, zorder=3)
+    marker = "o" if len(curve.x) <= MARKED else ""
+    (line,) = axes.plot(curve.x, curve.y, color=look.colour, marker=marker, markersize=3.5, zorder=3)
     if look.dashes:
         line.set_dashes(look.dashes)
     sheet.hover(line, f"{curve.name}: {curve.y[-1]:.4g} at the end")
@@ -184,11 +186,13 @@ def _latest(rows: list[list[float | None]], j: int, scale: float) -> tuple[float
     return (float(j), scale * known[-1]) if known else None
 
 
-def stages_chart(sheet: Sheet, curves: list[Curve], axis: Axis, name: str, small: bool) -> str:
+def stages_chart(
+    sheet: Sheet, curves: list[Curve], axis: Axis, name: str, small: bool, what: str = "losses of the stages"
+) -> str:
     """The stages of one run in one chart, deeper ones darker."""
     looks = {curve.name: Look(_shade(k, len(curves)), ()) for k, curve in enumerate(curves)}
     names = [curve.name for curve in curves]
-    figure = _panel(sheet, curves, names, looks, axis, f"{name}: losses of the stages", small)
+    figure = _panel(sheet, curves, names, looks, axis, f"{name}: {what}", small)
     return f'<div class="panel"><h4>{html.escape(name)}</h4>{figure}{legend(names, looks)}</div>'
 
 

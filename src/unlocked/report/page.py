@@ -11,13 +11,13 @@ from typing import TypeVar
 from ..errors import UnlockedError
 from ..simulation.options import in_words
 from ..timeline import Timeline
-from . import alignment, curves, gantt, measured, memory, representation, settings, table, traffic
+from . import alignment, curves, gantt, measured, memory, notes, representation, settings, table, traffic
 from .curves import Axis, Curve, apart, chart
 from .drawing import RC, Look, Sheet, looks
 from .footprint import Footprint
 from .recording import Recording
 from .study import Method, Run, Study, read_study
-from .words import listed, summary, title
+from .words import listed, probed_words, summary, title
 
 T = TypeVar("T")
 
@@ -77,6 +77,7 @@ def _sections(study: Study) -> list[Section]:
         ("results", "Results", table.table(study, all_looks)),
         ("accuracy", "Accuracy", _accuracy(sheet, study, all_looks)),
         ("depth", "Losses and accuracy with depth", _depth(sheet, study, all_looks)),
+        ("watched", "What was watched", notes.notes(sheet, study.methods, all_looks, study.comparison)),
         (
             "representation",
             "What each stage has made of the data",
@@ -132,6 +133,7 @@ def _accuracy(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
     )
     if any(any(curve.spread) for curve in by_epoch):
         text += " Lines are means over the seeds, bands ± one standard deviation."
+    text += probed_words(methods)
     if any(name.startswith("greedy") for name in names):
         text += " Greedy learning trains one stage after the other, so it makes more passes."
     seconds = "simulated seconds of training" if _simulated(study) else "seconds of training"
@@ -156,6 +158,7 @@ def _depth(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
         "that depth helps. A method without heads has one point only, its last stage; losses of different kinds of "
         "heads (predsim mixes two) compare within a method, not between methods."
     )
+    text += probed_words(study.methods)
     courses = _courses(sheet, study)
     return _charts(sheet, all_looks, items) + caption(text) + courses
 

@@ -12,16 +12,18 @@ from ..errors import InvalidChoice
 from .curves import Axis, Curve, Points, apart, chart, draw_curve, over_runs
 from .drawing import INK, RC, Look, Sheet, log_ticks, looks, whole_ticks
 from .records import Record, read_json
+from .spectra import AXIS, spectra
 from .study import Method
 
 FILE = "probes.json"
 PICTURES = (".png", ".svg")
+IF_ASKED_FOR = {"knn": "Vote of the nearest neighbours", "recipe": "Linear layer trained by the recipe"}
 
 Named = Mapping[str, Sequence[Record]]  # the networks of each method
 
 
 class Panel(NamedTuple):
-    """One of the four: what it shows of a depth."""
+    """One chart: what it shows of a depth."""
 
     title: str
     unit: str
@@ -39,11 +41,11 @@ def read_probes(folder: Path) -> Record | None:
 
 
 def panels(named: Named) -> list[Panel]:
-    """What is drawn: of classes the probe's accuracy in per cent, else R²."""
+    """What may be drawn over the depths: of classes the probe's accuracy in per cent, else R²."""
     classes = all(_classes(record) for records in named.values() for record in records)
     score = "held-out accuracy, %" if classes else "held-out R²"
     scale = 100 if classes else 1
-    return [
+    found = [
         Panel("Linear probe of the features", score, lambda row: _scaled(row, "probe", scale)),
         Panel("Held-out loss at the stage's own head", "loss", _of_stages("loss")),
         Panel("Cosine to backpropagation's gradient", "cosine", _of_stages("cosine")),
@@ -53,6 +55,19 @@ def panels(named: Named) -> list[Panel]:
             lambda row: row.number("effective_rank"),
         ),
     ]
+    found += [Panel(title, "held-out accuracy, %", _shares(key)) for key, title in IF_ASKED_FOR.items()]
+    return found
+
+
+def _shares(key: str) -> Callable[[Record], float | None]:
+    return lambda row: _scaled(row, key, 100)
+
+
+def charts(named: Named) -> list[tuple[str, list[Curve], Axis]]:
+    """What is drawn: title, lines and axis of each chart for which anything is known."""
+    found = [(panel, curves) for panel in panels(named) if (curves := lines(panel, named))]
+    over_depth = [(panel.title, curves, panel.axis_of(curves)) for panel, curves in found]
+    return [*over_depth, *((title, curves, AXIS) for title, curves in spectra(named))]
 
 
 def lines(panel: Panel, named: Named) -> list[Curve]:
@@ -101,25 +116,25 @@ def _classes(record: Record) -> bool:
 
 
 def representation(sheet: Sheet, methods: list[Method], all_looks: dict[str, Look]) -> str:
-    """The section's four charts and its table; nothing if no run was probed."""
+    """The section's charts and its table; nothing if no run was probed."""
     named = {
         method.name: [record for run in method.runs if (record := read_probes(run.folder)) is not None]
         for method in methods
     }
     if not any(named.values()):
         return ""
-    drawn = ""
-    for panel in panels(named):
-        curves = lines(panel, named)
-        drawn += chart(sheet, curves, all_looks, panel.axis_of(curves), panel.title) if curves else ""
+    drawn = "".join(chart(sheet, curves, all_looks, axis, title) for title, curves, axis in charts(named))
     text = (
         "Of the trained networks. Probe: a linear map fitted to each depth's frozen features by ridge regression, on held-out "
         "data. Cosine: of the gradient that a stage's weights learn from to backpropagation's of the network's loss, over the "
         "same training samples; 1 where the stage learns from the network's loss. Effective rank: exp of the entropy of the "
-        "normalised eigenvalues of the features' covariance."
+        "normalised eigenvalues of the features' covariance. Spectrum: those eigenvalues over the largest."
     )
-    body = "".join(_table_rows(name, records[0]) for name, records in named.items() if records)
-    heads = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in ("Method", *HEADINGS))
+    if any(record.value.get("pairs") is True for records in named.values() for record in records):
+        text += " Of a network that learned from pairs of views the loss is of held-out pairs, and there is no cosine."
+    shown = headings([record for records in named.values() for record in records])
+    body = "".join(_table_rows(name, records[0], shown) for name, records in named.items() if records)
+    heads = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in ("Method", *shown))
     table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     return (
         f'<div class="panels">{drawn}</div><p class="caption">{html.escape(text)}</p>'
@@ -127,7 +142,7 @@ def representation(sheet: Sheet, methods: list[Method], all_looks: dict[str, Loo
     )
 
 
-HEADINGS = (
+_HEADINGS = (
     "depth",
     "features",
     "probe",
@@ -140,8 +155,14 @@ HEADINGS = (
 )
 
 
-def cells(record: Record) -> list[list[str]]:
-    """For every depth the texts under `HEADINGS`; those of groups beside each other."""
+def headings(records: Sequence[Record]) -> tuple[str, ...]:
+    """The columns of a table of these networks."""
+    rows = [row for record in records for row in depths(record)]
+    return (*_HEADINGS, *(key for key in IF_ASKED_FOR if any(row.number(key) is not None for row in rows)))
+
+
+def cells(record: Record, shown: Sequence[str]) -> list[list[str]]:
+    """For every depth the texts under these headings; those of groups beside each other."""
     percent = (lambda x: f"{100 * x:.2f} %") if _classes(record) else (lambda x: f"{x:.4f}")
     return [
         [
@@ -154,14 +175,15 @@ def cells(record: Record) -> list[list[str]]:
             _beside(depth, "activation_cosine", lambda x: f"{x:.3f}"),
             _text(depth.number("effective_rank"), lambda x: f"{x:.1f}"),
             _text(depth.number("participation_ratio"), lambda x: f"{x:.1f}"),
+            *(_text(depth.number(key), lambda x: f"{100 * x:.2f} %") for key in IF_ASKED_FOR if key in shown),
         ]
         for number, depth in enumerate(depths(record))
     ]
 
 
-def _table_rows(name: str, record: Record) -> str:
+def _table_rows(name: str, record: Record, shown: Sequence[str]) -> str:
     rows = ""
-    for row in cells(record):
+    for row in cells(record, shown):
         rows += f'<tr><th scope="row">{html.escape(name)}</th>{"".join(f"<td>{html.escape(x)}</td>" for x in row)}</tr>'
     return rows
 
@@ -184,7 +206,7 @@ def refuse_picture(path: Path) -> None:
 
 
 def draw_records(found: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> Path:
-    """The four panels in one figure, a line for each method. Raises InvalidChoice for a file that is no picture."""
+    """The panels and the spectra in one figure, a line for each method. Raises InvalidChoice for a file that is no picture."""
     refuse_picture(path)
     import matplotlib
     from matplotlib.figure import Figure
@@ -193,18 +215,21 @@ def draw_records(found: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> P
     named = {name: [Record(one, name) for one in records] for name, records in found.items()}
     styles = looks(list(named))
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(9.4, 6.4), layout="constrained")
-        for axes, panel in zip(figure.subplots(2, 2).flat, panels(named), strict=True):
-            curves = lines(panel, named)
+        drawn = charts(named)
+        rows = max(1, -(-len(drawn) // 2))
+        figure = Figure(figsize=(9.4, 3.2 * rows), layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False).flat
+        for axes, (title, curves, axis) in zip(grid, drawn):
             for curve in curves:
                 draw_curve(Sheet(), axes, curve, styles[curve.name], end=False)
-            axes.set_title(panel.title, fontsize=10, color=INK)
-            axis = panel.axis_of(curves)
+            axes.set_title(title, fontsize=10, color=INK)
             axes.set_xlabel(axis.x)
             axes.set_ylabel(axis.y)
             whole_ticks(axes)
             if axis.log:
                 log_ticks(axes)
+        for axes in list(figure.axes)[len(drawn) :]:
+            axes.set_axis_off()
         entries = [Line2D([], [], color=look.colour, dashes=look.dashes) for look in styles.values()]
         figure.legend(entries, list(styles), loc="outside lower center", ncols=3, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)

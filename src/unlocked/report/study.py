@@ -19,7 +19,10 @@ ROW_NUMBERS = ("samples_per_second", "activation_peak", "bytes_up", "bytes_down"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the data. Accuracies are shares; `stages` are those read at each head, None where there is none."""
+    """One pass over the data. Accuracies are shares; `stages` are those read at each head, None where there is none.
+
+    probed: whether they are those of linear probes; notes: what stages noted, by name, for each stage.
+    """
 
     epoch: int
     losses: list[float | None]
@@ -27,6 +30,8 @@ class Epoch:
     loss: float | None
     accuracy: float | None
     stages: list[float | None]
+    probed: bool = False
+    notes: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Method:
     numbers: dict[str, float | None]
     failed: str = ""
     layerwise: float | None = None
+
+    @property
+    def probed(self) -> bool:
+        """Whether its accuracy is that of a linear probe, for it learned without labels."""
+        return any(epoch.probed for run in self.runs for epoch in run.epochs)
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,7 @@ def _epochs(records: list[Record]) -> list[Epoch]:
 
 def _epoch(record: Record, count: int) -> Epoch:
     scores = record.part("validation")
+    noted = record.part("notes")
     heads = [] if scores is None else scores.rows("stages")
     stages = [Record({"score": head}, record.where).numbers("score")[1:] for head in heads]
     return Epoch(
@@ -142,6 +153,8 @@ def _epoch(record: Record, count: int) -> Epoch:
         scores.number("loss") if scores else None,
         scores.number("accuracy") if scores else None,
         [head[0] if head else None for head in stages],
+        scores is not None and scores.value.get("probed") is True,
+        {} if noted is None else {name: noted.numbers(name) for name in noted.value},
     )
 
 

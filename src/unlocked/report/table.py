@@ -6,7 +6,7 @@ import html
 
 from .drawing import Look, key
 from .study import Method, Study
-from .words import bytes_text, number_text, percent_text
+from .words import bytes_text, number_text, percent_text, probed_words
 
 # heading, its explanation
 COLUMNS = (
@@ -32,12 +32,12 @@ def table(study: Study, looks: dict[str, Look]) -> str:
     rows = "".join(_row(method, looks[method.name]) for method in study.methods)
     text = (
         "Click a header to sort. Accuracy of several replicas is that of their averaged network; ensemble is that of "
-        "their mean prediction. Up, Down and Between replicas are bytes sent per update and replica. Rest the pointer on a "
-        "number for its exact value; – means not known or not applicable."
+        f"their mean prediction.{probed_words(study.methods)} Up, Down and Between replicas are bytes sent per update and "
+        "replica. Rest the pointer on a number for its exact value; – means not known or not applicable."
     )
     return (
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<p class="caption">{text}</p>'
+        f'<p class="caption">{html.escape(text)}</p>'
     )
 
 

@@ -52,6 +52,15 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def probed_words(methods: list[Method]) -> str:
+    """A sentence about accuracies that are those of linear probes, to follow others; empty if there are none."""
+    names = [method.name for method in methods if method.probed]
+    if not names:
+        return ""
+    whose = "It is" if len(names) == len(methods) else f"That of {listed(names)} is"
+    return f" {whose} of a linear probe, fitted to frozen features: the network learned without labels."
+
+
 def title(study: Study) -> str:
     """The title of the report."""
     data = study.config.get("data")
@@ -126,7 +135,8 @@ def _bests(methods: list[Method]) -> list[str]:
 def _single(method: Method) -> list[str]:
     sentences = []
     if method.accuracy is not None:
-        sentences.append(f"Accuracy on held-out data: {percent_text(method.accuracy, method.spread)} %.")
+        whose = "of a linear probe of its features " if method.probed else ""
+        sentences.append(f"Accuracy {whose}on held-out data: {percent_text(method.accuracy, method.spread)} %.")
     if method.ensemble is not None:
         sentences.append(f"The ensemble of its replicas reaches {percent_text(method.ensemble)} %.")
     peak, speed = method.numbers["activation_peak"], method.numbers["samples_per_second"]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from ..credit.base import Credit, Held
@@ -43,13 +43,17 @@ def activation_curves(
     limits, workers = _limits(timeline), [Place(*worker) for worker in timeline.workers()]
     for place, acts in _by_worker(timeline).items():
         held, profile = _held(credit, costs, place), costs[place.stage].profile
+        replayed = False
+        if held.several is not None and _per_update(acts) > 1:
+            held, replayed = replace(held, what=held.several), True
         holding = profile.holding(held.what)
         kept, again = (round(line.at(samples)) for line in (holding.kept, holding.again))
-        head = round(profile.head_kept.at(samples))
+        head = 0 if held.what == "nothing" else round(profile.head_kept.at(samples))
         for one in _flights(acts, held, limits):
             changes[place] += [(one.begin, kept), (one.end, -kept)]
             changes[place] += [(one.backward, again), (one.end, -again)] if again and one.backward is not None else []
-            changes[place] += [(one.head, head), (one.end, -head)] if one.head is not None else []
+            began = one.backward if replayed else one.head
+            changes[place] += [(began, head), (one.end, -head)] if began is not None else []
     if not between_replicas:
         timeline = Timeline(act for act in timeline if act.peer is None or act.peer[1] != act.stage)
     for place, begin, end, size in _messages(timeline, credit, limits):

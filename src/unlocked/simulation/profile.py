@@ -72,6 +72,8 @@ class StageProfile:
         """What the body holds of a micro-batch; where it was not read: the graph, or a float32 input and the graph again."""
         if what in self.holdings:
             return self.holdings[what]
+        if what == "nothing":
+            return Holding(NOTHING)
         if what.startswith("graph"):
             return Holding(self.kept)
         return Holding(Line(0.0, 4.0 * _numel(self.input)), self.kept)
