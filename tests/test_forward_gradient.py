@@ -437,15 +437,20 @@ def test_cosine_and_error_are_noted_with_the_losses_of_idle_heads():
         ul.credit.ForwardGradient("gaussian", mode="two-backward", head="linear", budget=None, watch=True), stages=3
     )
     record = session.fit(data(), 1, batch_size=12)[0]
-    cosines, errors = record["notes"]["cosine of guess and target"], record["notes"]["squared error of the estimate"]
+    cosines = record["notes"]["cosine of guess and target, weights"]
+    errors = record["notes"]["squared error of the estimate"]
     assert all(-1 <= c <= 1 for c in cosines[:2]) and cosines[2] is None
     assert all(e > 0.5 for e in errors[:2]) and all(loss is not None for loss in record["losses"])
 
 
-def test_a_local_guess_of_a_local_target_has_cosine_one_and_no_error():
-    made = ul.credit.ForwardGradient("local", "local", mode="two-backward", head="linear", budget=None, watch=True)
+@pytest.mark.parametrize("space", ["weight", "activity"])
+def test_a_local_guess_of_a_local_target_has_cosine_one_and_no_error(space):
+    made = ul.credit.ForwardGradient(
+        "local", "local", space, mode="two-backward", head="linear", budget=None, watch=True
+    )
     notes = trainer(made, stages=3).fit(data(), 1, batch_size=12)[0]["notes"]
-    assert notes["cosine of guess and target"][:2] == pytest.approx([1, 1])
+    for where in ("weights", "activations"):
+        assert notes[f"cosine of guess and target, {where}"][:2] == pytest.approx([1, 1])
     assert notes["squared error of the estimate"][:2] == pytest.approx([0, 0], abs=1e-20)
 
 

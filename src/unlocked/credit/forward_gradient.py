@@ -60,8 +60,8 @@ class ForwardGradient(SynchronousCredit):
         samples: forward mode in activity space, where stages mix samples: "exact" or "together".
         at_once: forward mode: tangents pushed through a stage as one batch; more are faster, and take more memory.
         head, budget: as in DGL; the head also makes the guesses ntk and fixed-ntk.
-        watch: train heads that nothing needs, and note the cosine of guess and target (Eq. 4.6) and the estimate's squared
-            error over the target's squared length; the latter two in mode two-backward only.
+        watch: train heads that nothing needs, to see their losses by depth; in mode two-backward also note the cosine of guess
+            and target, of activations (Eq. 4.6) and of weights, and the estimate's squared error over the target's length².
     """
 
     guess: Guess = "local"

@@ -137,20 +137,20 @@ def two_gradients(
 ) -> Found:
     """Both gradients where they are to be projected; in activity space the estimate, too."""
     parameters = trained(stage)
+    if rule.watch:
+        _note_cosines(worker, h, parameters, target, guess)
     if rule.space == "activity":
         assert isinstance(guess, Tensor)
         found = sample_directions(rule, guess)
         estimate = combined(along(target, found), found)
         if rule.watch:
-            _note(worker, sample_cosine(target, guess), estimate, target)
+            _note_error(worker, [estimate], [target])
         return Found([], [], for_weights(h, parameters, estimate), "sample")
     ts = for_weights(h, parameters, target, keep=True)
     gs = guess if isinstance(guess, list) else for_weights(h, parameters, guess)
     us = weight_directions(rule, gs)
     if rule.watch and not rule.shared:
-        cosines = torch.stack([cosine(t, g) for t, g in zip(ts, gs)])
-        estimates = _estimates(ts, us, rule.scalars or "tensor")
-        _note(worker, cosines.mean(), torch.cat([e.flatten() for e in estimates]), torch.cat([t.flatten() for t in ts]))
+        _note_error(worker, _estimates(ts, us, rule.scalars or "tensor"), ts)
     return Found(ts, us, None, rule.scalars or "tensor")
 
 
@@ -180,12 +180,25 @@ def _estimates(ts: list[Tensor], us: list[Tensor], scalars: str) -> list[Tensor]
     return [dot(t, u) * u for t, u in zip(ts, us)]
 
 
-def _note(worker: Worker, cosine: Tensor, estimate: Tensor, target: Tensor) -> None:
-    length = target.square().sum()
-    worker.note("cosine of guess and target", cosine)
-    worker.note(
-        "squared error of the estimate", (estimate - target).square().sum() / torch.where(length > 0, length, 1)
-    )
+def _note_cosines(
+    worker: Worker, h: Tensor, parameters: list[torch.nn.Parameter], target: Tensor, guess: Guessed
+) -> None:
+    """Of the activations (Eq. 4.6, mean over samples) and of the weights (Figure 4.5, mean over tensors)."""
+    if isinstance(guess, list):
+        gs = guess
+    else:
+        worker.note("cosine of guess and target, activations", sample_cosine(target, guess))
+        gs = for_weights(h, parameters, guess, keep=True)
+    ts = for_weights(h, parameters, target, keep=True)
+    cosines = torch.stack([cosine(t, g) for t, g in zip(ts, gs)])
+    worker.note("cosine of guess and target, weights", cosines.mean())
+
+
+def _note_error(worker: Worker, estimates: list[Tensor], targets: list[Tensor]) -> None:
+    """‖ĝ − t‖² / ‖t‖²: bias² and variance of one estimate together."""
+    length = torch.stack([t.square().sum() for t in targets]).sum()
+    missed = torch.stack([(e - t).square().sum() for e, t in zip(estimates, targets)]).sum()
+    worker.note("squared error of the estimate", missed / torch.where(length > 0, length, 1))
 
 
 async def _shared_scalar(rule: ForwardGradient, worker: Worker, found: Found) -> Tensor:
