@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import unlocked as ul
+from unlocked import calibrate_command, commands
 from unlocked import simulation as sim
 from unlocked.calibration import costs_of_measured, measure_stages, run_crew
 from unlocked.calibration.links import LinkSeconds, line
@@ -348,3 +349,13 @@ def test_calibrate_refuses_bad_options_in_one_sentence(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and "Traceback" not in error
     assert time.perf_counter() - begin < 20.0  # before anything is measured
+
+
+def test_self_supervised_rules_are_measured_on_the_encoder():
+    """As it is trained: else no run could take its costs."""
+    options = {"model": "cnn", "input": "1x8x8", "width": 4, "stages": 2}
+    for credit, encoder in (("dgl", None), ("dgssl", True)):
+        assert (
+            calibrate_command._plan(commands.Calibrate(**options, credit=credit)).recipe["model"].get("encoder")
+            is encoder
+        )

@@ -8,12 +8,17 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import unlocked as ul
 from unlocked.batch import Batch
 from unlocked.credit.guesses import RANDOM
+from unlocked.credit.streams import begun_at
+from unlocked.dropout import InOrder
 from unlocked.errors import InvalidChoice
 from unlocked.forward_ad import couples_samples, push, push_both, push_weights
+from unlocked.probes.live import LiveBytes
+from unlocked.probes.local_gradients import teachers
 from unlocked.probes.memory import SavedBytes
 from unlocked.rules import projection
 
@@ -467,3 +472,145 @@ def test_a_unit_is_one_where_squares_underflow_and_zero_where_there_is_nothing()
         assert projection.unit(scale * torch.tensor([3.0, 4.0])).tolist() == pytest.approx([0.6, 0.8])
     assert projection.unit(torch.zeros(3)).tolist() == [0, 0, 0]
     assert projection.basis(torch.zeros(2, 3)).shape == (0, 2, 3)
+
+
+# ---- what a second reader found ---------------------------------------------------------------------------------------------
+
+
+def alive(credit, depth):
+    """The most bytes alive in a step, less the batch; activations are all there is to speak of."""
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(depth)], nn.Linear(8, 3))
+    x, y = torch.randn(2048, 8), torch.randint(3, (2048,))
+    chain = ul.cut(model, depth, like=x, balance="parameters")
+    session = ul.Trainer(chain, credit=credit, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    session.step(x, y)
+    with LiveBytes() as live:
+        live.register("input", [x, y])
+        session.step(x, y)
+    return live.peak - x.nbytes - y.nbytes
+
+
+@pytest.mark.parametrize("guess", ["local", "gaussian"])
+def test_what_was_sent_is_let_go_while_a_stage_waits(guess):
+    """One tangent for all: no more at depth 12 than at depth 4. One for each stage: those of one stage, not of all."""
+    shared, own = (
+        [
+            alive(ul.credit.ForwardGradient(guess, scalars=scalars, head="linear", budget=None), depth)
+            for depth in (4, 12)
+        ]
+        for scalars in ("shared", "stage")
+    )
+    assert shared[1] < 1.05 * shared[0]
+    assert own[1] < 3 * own[0]  # O(J); were they all kept, O(J²): 7 times
+
+
+@pytest.mark.parametrize("mode", ["forward", "two-backward"])
+@pytest.mark.parametrize("space", ["weight", "activity"])
+def test_a_body_with_nothing_to_train_is_refused_in_a_sentence(mode, space):
+    x = torch.randn(4, 5)
+    frozen = nn.Linear(6, 6).requires_grad_(False)
+    for idle in (frozen, nn.Tanh()):
+        chain = ul.Chain([ul.Stage(part) for part in (nn.Linear(5, 6), idle, nn.Linear(6, 3))], like=x)
+        with pytest.raises(InvalidChoice, match="stage 1 has nothing to train"):
+            ul.credit.ForwardGradient(mode=mode, space=space, head="linear", budget=None).prepare(chain, 0)
+
+
+@pytest.mark.parametrize("mode", ["forward", "two-backward"])
+@pytest.mark.parametrize("guess", ["local", "fixed-ntk"])
+@pytest.mark.parametrize("space", ["weight", "activity"])
+def test_two_equal_micro_batches_are_as_one_whatever_the_length_of_guesses(mode, guess, space):
+    """The weight of a micro-batch is in the target only: a guess that is not normalised does not have it twice more."""
+    made = ul.credit.ForwardGradient(guess, space=space, mode=mode, normalise=False, head="linear", budget=None)
+    x, y = batch(6)
+
+    def after(x, y, accumulate):
+        session = trainer(made, accumulate=accumulate, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+        session.step(x, y)
+        return session.chains[0].state_dict()["0.weight"] - mlp()[0].weight.detach()
+
+    once, twice = after(x, y, 1), after(torch.cat([x, x]), torch.cat([y, y]), 2)
+    assert torch.allclose(once, twice, rtol=1e-9, atol=0) and once.abs().max() > 0
+
+
+def test_volumes_are_cut_along_channels_and_all_of_space():
+    x = torch.randn(2, 4, 3, 2, 5)
+    found = projection.slices(x, 2, 4)
+    assert len(found) == 4 * 2**3 and torch.equal(found.sum(0), x)
+    assert all(((piece != 0).flatten(2).any(2).sum(1) == 1).all() for piece in found)  # of one channel each
+    parts = [nn.Conv3d(4, 4, 1), nn.Conv3d(4, 4, 1), nn.Sequential(nn.Flatten(), nn.Linear(120, 3))]
+    chain = ul.Chain([ul.Stage(part) for part in parts], like=x)
+    made = ul.credit.ForwardGradient("gaussian", space="activity", patches=2, groups=4)
+    session = ul.Trainer(chain, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), credit=made)
+    session.step(x, torch.tensor([0, 2]))
+    sent = [act.bytes for act in session.timeline if act.kind == "S" and act.channel == "tangents"]
+    assert sent == [n * x.nbytes for n in (32, 64)] and made.streams(chain, 2).own == (32, 32)
+    tokens = ul.credit.ForwardGradient("gaussian", "local", space="activity", patches=5, groups=3)
+    assert (
+        begun_at(tokens, chain[0], torch.randn(2, 2, 4), 2) == 6 == len(projection.slices(torch.randn(2, 2, 4), 5, 3))
+    )
+
+
+def test_attention_with_dropout_is_never_fused_where_it_may_run_twice():
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is nn.functional.scaled_dot_product_attention:
+                seen.append(torch.backends.cuda.flash_sdp_enabled())
+            return function(*args, **(kwargs or {}))
+
+    attend = nn.functional.scaled_dot_product_attention
+    q = torch.randn(1, 2, 3, 4)
+    with Watch(), InOrder():
+        attend(q, q, q)
+        attend(q, q, q, dropout_p=0.0)
+        attend(q, q, q, dropout_p=0.1)
+        attend(q, q, q, None, 0.1)
+    assert seen == [True, True, False, False]
+
+
+def test_a_frozen_norm_mixes_no_samples_and_costs_no_tangents():
+    chain, _, _ = network("residual")
+    session = ul.Trainer(
+        chain, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), credit=rule("gaussian", insertion="activity")
+    )
+    assert session.credit.streams(chain, 5).own == (5, 5, 1)
+    frozen, _, _ = network("residual")
+    for part in frozen.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+    session = ul.Trainer(
+        frozen, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), credit=rule("gaussian", insertion="activity")
+    )
+    assert session.credit.streams(frozen, 5).own == (1, 1, 1)
+    asleep, _, _ = network("residual")
+    made = rule("gaussian", insertion="activity")
+    made.prepare(asleep.eval(), 0)  # the trainer's steps will be in training mode
+    assert made.streams(asleep, 5).own == (5, 5, 1) and not asleep.training
+
+
+def test_probes_compare_a_stage_with_the_loss_that_is_its_target():
+    chain, _, _ = network("residual")
+    expected = {"global": [3, 3, 3, 3], "local": [0, 1, 2, 3], "intermediate": [1, 2, 3, 3]}
+    for target, stages in expected.items():
+        made = rule("gaussian", target)
+        made.prepare(chain, 0)
+        assert teachers(chain, made) == [(stage,) for stage in stages]
+        assert made.local == (target == "local")
+
+
+@pytest.mark.parametrize("mode", ["forward", "two-backward"])
+@pytest.mark.parametrize("insertion", INSERTIONS)
+def test_a_guess_of_zero_teaches_nothing_and_hurts_nothing(mode, insertion):
+    """Heads that begin at zero have no gradient at their input; a subspace of them has no directions at all."""
+    made = rule(insertion=insertion, mode=mode)
+    chain, x, y = network("residual")
+    made.prepare(chain, 0)
+    for stage in list(chain)[:-1]:
+        final = [part for part in stage.head.modules() if isinstance(part, nn.Linear)][-1]
+        nn.init.zeros_(final.weight)
+    moved, _, _ = updates(made, chain=(chain, x, y))
+    below = [g for name, g in moved.items() if ".body." in name and not name.startswith("stages.3.")]
+    assert all((g == 0).all() for g in below) and any(
+        (g != 0).any() for name, g in moved.items() if "stages.3." in name
+    )

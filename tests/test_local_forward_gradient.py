@@ -467,3 +467,22 @@ def test_dropout_in_order_is_the_same_in_forward_mode(kind, inplace):
         given = x.clone()
         assert (F.dropout(given, 0.5, inplace=inplace) is given) == inplace and torch.equal(given, x) != inplace
     assert kind is nn.Dropout2d or not runs(contextlib.nullcontext)
+
+
+# ---- what a second reader found ---------------------------------------------------------------------------------------------
+
+
+def test_tangents_are_counted_of_a_network_without_values():
+    """`unlocked train` counts them on the trainer's template, which is on "meta"."""
+    for norm in (False, True):
+        made = ul.credit.LocalForwardGradient(head="linear", budget=None)
+        session = trainer(made, model=mlp(norm=norm))
+        assert made.remarks(session.template, 8) == made.remarks(session.chains[0], 8)
+        assert made.remarks(session.template, 8)[0].startswith("Forward mode pushes ")
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "two-backward"}, {"perturb": "output"}])
+def test_a_body_with_nothing_to_train_is_refused_in_a_sentence(options):
+    chain = ul.Chain([ul.Stage(part) for part in (nn.Tanh(), nn.Linear(5, 3))], like=torch.randn(4, 5))
+    with pytest.raises(InvalidChoice, match="stage 0 has nothing to train"):
+        ul.credit.LocalForwardGradient(head="linear", budget=None, **options).prepare(chain, 0)

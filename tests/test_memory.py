@@ -360,7 +360,9 @@ def test_measured_is_predicted(row: Row, network: str):
             assert worker["versions"] == stage["versions"]
             if j == session.phase or phases == 1:  # what is foretold is the last phase
                 beyond = 16 * parts + 8 * 12 if parts > 1 and j == 2 else 0
-                bound = row.name.startswith(("forward-gradient-activity", "local-forward-gradient"))  # below the last stage
+                bound = row.name.startswith(
+                    ("forward-gradient-activity", "local-forward-gradient")
+                )  # below the last stage
                 below = stage["saved"] if bound and j < 2 else 0
                 assert -below <= worker["saved"] - stage["saved"] <= beyond
                 assert (worker["saved"] > 0) == (row.name != "mezo")

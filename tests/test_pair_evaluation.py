@@ -80,10 +80,13 @@ def model(dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(*first, nn.Dropout(dropout), *second)
 
 
+def network() -> Chain:
+    return Chain([ul.Stage(part) for part in (model(0.2)[:4], model(0.2)[4:])], like=torch.zeros(2, 2, 6, 6))
+
+
 def trainer(credit: ul.credit.Credit | None = None, consensus: ul.consensus.Consensus | None = None, **options: object):
-    network = Chain([ul.Stage(part) for part in (model(0.2)[:4], model(0.2)[4:])], like=torch.zeros(2, 2, 6, 6))
     options.setdefault("optimizer", m.momentum)
-    return ul.Trainer(network, credit=credit or Local(), consensus=consensus, **options)  # type: ignore[arg-type]
+    return ul.Trainer(network(), credit=credit or Local(), consensus=consensus, **options)  # type: ignore[arg-type]
 
 
 def fitted(epochs: int = 1, **options: object):
@@ -138,7 +141,9 @@ def test_the_loss_is_of_two_views_of_held_out_images_in_evaluation_mode(
 
 
 def test_as_many_views_are_judged_together_as_in_an_update() -> None:
-    for rule, replicas, size in ((None, 1, 10), (ul.consensus.AllReduce(), 2, 20), (ul.consensus.WASH(0.1), 2, 10)):
+    rules = ul.consensus
+    cases = ((None, 1, 10), (rules.AllReduce(), 2, 20), (rules.WASH(0.1), 2, 10), (rules.LocalSGD(period=2), 2, 10))
+    for rule, replicas, size in cases:  # those of LocalSGD share an epoch, and contrast their own views
         assert pair_batch_size(fitted(consensus=rule, replicas=replicas, accumulate=2)) == size
     assert [len(x) for x, _ in pair_batches(TRAIN, TEST, 64, torch.device("cpu"))] == [58]  # no more than there are
     assert list(pair_batches(TEST, TEST, 10, torch.device("cpu"))) == []
@@ -210,6 +215,21 @@ def test_every_rule_is_judged_by_its_own_losses(rule: str) -> None:
     assert made.evaluate(few).loss == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_a_rule_that_has_to_meet_the_data_does_so_after_a_resume(tmp_path: Path) -> None:
+    made = fitted(credit=RULES["dgssl-llm"]())
+    made.save(tmp_path / "saved")
+    again = ul.Trainer.resume(tmp_path / "saved", chain=network(), credit=RULES["dgssl-llm"]())
+    unmet = explain(again, TRAIN, TEST)
+    assert [one.loss is None for depth in unmet.depths for one in depth.stages] == [True, False]
+    plain = again.evaluate(TEST, train=dataclasses.replace(TRAIN, augment=None))
+    assert [loss for loss, _ in plain.stages] == [None, None]
+    assert again.evaluate(TEST, train=TRAIN) == made.evaluate(TEST)
+    half = dataclasses.replace(TRAIN, x=TRAIN.x[:30], y=TRAIN.y[:30])
+    before = [stage.loss for stage in again.chains[0]]
+    again.evaluate(TEST, train=half)  # other thresholds are none of its affair
+    assert [stage.loss for stage in again.chains[0]] == before
+
+
 # ---- what there is not -------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +246,8 @@ def test_what_cannot_be_known_is_none() -> None:
     for data in (values, unlabelled):
         scores = made.evaluate(dataclasses.replace(TEST, y=data.y[:29]), train=data)
         assert scores.loss is not None and scores.accuracy is None
+    with pytest.raises(ul.UnlockedError, match="but the training data have 1 classes"):
+        explain(made, dataclasses.replace(TRAIN, y=TRAIN.y * 0, classes=1), TEST)
     assert classes_of(TRAIN, TEST) == 3 and classes_of(TRAIN, unlabelled) is None
 
 

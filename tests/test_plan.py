@@ -336,6 +336,12 @@ def test_what_cannot_be_split_says_what_would_help():
     assert "cannot be split into 4 parts" in one.reason
 
 
+def test_rules_that_refuse_each_other_are_not_feasible():
+    plan = planned(4, credit=["dgssl(projector=0c2f)"], consensus=["acco"])
+    (refused,) = (one for one in plan.infeasible if one.method == "dgssl(projector=0c2f)/acco@2")
+    assert "judges all views of an update together" in refused.reason
+
+
 def test_every_rule_is_tried_once_on_every_mesh_and_those_of_torch_are_named():
     plan = ul.plan(tower(), X, batch=BATCH, devices=4, hardware=WIRED)
     tried = [(row.method, row.stages, row.accumulate) for row in plan.rows]

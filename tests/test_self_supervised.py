@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import unlocked as ul
 from unlocked import pairs
+from unlocked.cli import main
 from unlocked.cutting import from_recipe_of_chain
 from unlocked.errors import NonFiniteLoss
 from unlocked.method_names import make_credit, parse_method
@@ -280,6 +281,8 @@ def test_thresholds_are_those_of_the_oracle_on_the_training_views():
             session.step(torch.randn(8, 1, 4, 4), torch.zeros(8, dtype=torch.long))
         session.fit(data, 1, batch_size=batch_size)
         found.append([stage.loss for stage in session.chains[0]])
+        for chain in (session.averaged(), *session.members()):  # new chains have them, too
+            assert [stage.loss for stage in chain] == found[-1]
     assert found[0] == found[1] and found[0][2] == pairs.EasyNTXent(-1.0, 1.0, "stage")
     x, _ = next(iter(data.batches(40, epoch=0, seed=ul.rng.seed_of(0, "thresholds"))))
     square = pairs.contrasting.cosines(methods.Oracle()(x))
@@ -288,6 +291,14 @@ def test_thresholds_are_those_of_the_oracle_on_the_training_views():
     for j, share in enumerate((0.25, 0.5)):
         assert found[0][j].alpha == pytest.approx(positives[-math.ceil(40 * share)])
         assert found[0][j].beta == pytest.approx(negatives[math.ceil(len(negatives) * share) - 1])
+
+
+def test_easiest_pairs_of_what_is_not_a_number_are_no_error_of_the_user_s():
+    session = trainer(ul.credit.DGSSLLLM(0.5, thresholds="batch", dimension=6))
+    with torch.no_grad():
+        next(session.chains[0][1].head.parameters()).fill_(math.nan)
+    with pytest.raises(NonFiniteLoss, match="loss of stage 1"):
+        session.step(*batch(8))
 
 
 # ---- the two passes --------------------------------------------------------------------------------------------------------
@@ -514,7 +525,10 @@ GROUPED = {"groups": 2}
         (lambda: trainer(ul.credit.DGSSLLLM()), "dgssl-llm needs an oracle"),
         (lambda: trainer(ul.credit.OracleSimCLR()), "oracle-simclr needs an oracle"),
         (lambda: trainer(ul.credit.OracleSimCLR(3)), "oracle is a int"),
-        (lambda: trainer(ul.credit.OracleSimCLR("/no/such/run")), "/no/such/run"),
+        (
+            lambda: trainer(ul.credit.OracleSimCLR("/no/such/run")),
+            "oracle-simclr's oracle /no/such/run cannot be read: There is no checkpoint",
+        ),
         (lambda: trainer(ul.credit.OracleSimCLR(nn.Linear(9, 2).double())), "cannot read inputs of shape (5,)"),
         (lambda: trainer(ul.credit.OracleSimCLR(nn.Flatten(0))), "must give (B, E)"),
         (
@@ -561,3 +575,13 @@ def test_an_oracle_s_path_needs_no_quotes_in_a_method():
     assert rule == ul.credit.DGSSLLLM(0.9, oracle="runs/simclr-1")
     tables = parse_method("dgssl-llm(thresholds=((0.5,-1),(0.2,1)),by=own)")
     assert make_credit(tables.credit, 2).thresholds == ((0.5, -1), (0.2, 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("--augment=crop", "give one"), ("--accumulate=3", "not 3 micro-batches")]
+)
+def test_data_that_do_not_fit_leave_no_folder_behind(option, says, tmp_path, capsys):
+    """So that the command can be given again, mended."""
+    words = ["train", "--credit", "simclr", "--subset", "64", "--augment", "views+crop", "--device", "cpu", option]
+    assert main([*words, "--run", str(tmp_path / "run")]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "run" / "config.json").exists()

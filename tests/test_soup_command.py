@@ -139,7 +139,11 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
     write_weights(other, network.state_dict(), network.recipe, {})
     network = models.build("mlp", input_shape=(1, 8, 8), classes=10)
     write_weights(plain, network.state_dict(), network.recipe, {})
-    one = files(home)[0]
+    one, learnt = files(home)[0], tmp_path / "encoder.safetensors"
+    features = models.encoder(models.build("cnn", input_shape=(1, 8, 8), classes=10, width=8))
+    write_weights(learnt, features.state_dict(), features.recipe, {})
+    assert "has no classifier" in refused(capsys, learnt, learnt)
+    assert "but encoder.safetensors an encoder, cnn(width=8" in refused(capsys, one, learnt)
     text = tmp_path / "text.txt"
     text.write_bytes(bytes(range(256)) * 40)
     assert "members must be of one network" in refused(capsys, one, other)

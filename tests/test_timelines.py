@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unlocked as ul
+from unlocked import commands
 from unlocked.cli import main
 from unlocked.credit.base import Credit, leaf, objective
 from unlocked.drawing import common_tick, lane_curves, lanes, text_table
@@ -30,6 +31,7 @@ from unlocked.simulation.network import Edge, Network, hierarchical, uniform
 from unlocked.simulation.retiming import retimed
 from unlocked.simulation.simulating import simulate
 from unlocked.timeline import BUSY, Act, Timeline
+from unlocked.timeline_case import case_of
 from unlocked.worlds.placement import placement
 
 from methods import batch, credits, name_of, trainer
@@ -588,3 +590,14 @@ def _maker(picture: str) -> str:
     found = re.search(r"Matplotlib v[\w.]+", picture)
     assert found is not None
     return found[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "cnn", "input": "1x8x8", "width": 4, "batch": 8}])
+def test_self_supervised_rules_have_a_timeline(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of pairs of rows, and of the encoder."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert main(["timeline", "--credit", "dgssl", "--stages", "2", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    chain = case_of(commands.Timeline(credit="dgssl", stages=2, **options)).chain
+    if chain is not None:
+        assert not any(isinstance(part, torch.nn.Linear) for part in chain[-1].body.modules())

@@ -1,9 +1,11 @@
-"""Table 3.2's costs: multiply-accumulates of the slowest stage, and memory, by counting; no training.
+"""Table 3.2's costs: multiply-accumulates of the slowest stage, and memory, by counting and by the meters; no accuracy.
 
-MACs are of one view's forward through a stage and its projector, half the floating-point operations of its matrix products and
-convolutions. Memory is what the trainer's meters say of the second update: of a process that holds all stages (as in the
-theses), and of the greediest stage. What does not grow with the batch (weights, gradients, Adam's state) and what does are told
-apart by measuring two batch sizes; the larger batch of the table is extrapolated.
+MACs are of one view's forward, half the floating-point operations of its matrix products and convolutions: of the stages of the
+network, as the thesis seems to count, and with their projectors. Memory is what the trainer's meters say of the second update:
+of a process that holds all stages, as in the thesis, and of the greediest stage.
+
+A ResNet-50 with 256 images does not fit a small machine. What it keeps for backward is measured with two small batches and
+extrapolated, as it grows by the same bytes with every image; the peak of all live bytes does not, and is not given.
 """
 
 from __future__ import annotations
@@ -18,10 +20,7 @@ from unlocked.costs import flops, run_once
 from .training import cut, memory
 
 THESIS = {1: ("1310 M", "13.5 GB"), 4: ("349 M", "8.7 GB"), 8: ("196 M", "6.3 GB"), 16: ("123 M", "5.6 GB")}
-HEADING = (
-    "| J | MACs of the slowest stage | F T3.2 | all stages in one process | F T3.2 | the largest stage | kept for backward "
-    "by one stage |\n|---:|---:|---:|---:|---:|---:|---:|"
-)
+SMALL = 2  # images of the smaller batch of a ResNet-50
 
 
 def trainer(network: str, width: float, size: int, stages: int) -> ul.Trainer:
@@ -35,15 +34,16 @@ def trainer(network: str, width: float, size: int, stages: int) -> ul.Trainer:
     )
 
 
-def macs(made: ul.Trainer) -> int:
-    """Of the slowest stage with its projector."""
+def macs(made: ul.Trainer) -> dict[str, int]:
+    """Of the slowest stage: alone, and with its projector."""
     chain = made.chains[0]
-    x, most = chain.example()[:1], 0
+    x, bodies, whole = chain.example()[:1], [], []
     for stage in chain:
         h = run_once(stage.body, x)
-        spent = flops(stage.body, x) + (0 if stage.head is None else flops(stage.head, h))
-        x, most = h, max(most, spent // 2)
-    return most
+        bodies.append(flops(stage.body, x) // 2)
+        whole.append(bodies[-1] + (0 if stage.head is None else flops(stage.head, h) // 2))
+        x = h
+    return {"macs": max(bodies), "macs_projected": max(whole)}
 
 
 def bytes_of(network: str, width: float, size: int, stages: int, batch: int) -> dict[str, int]:
@@ -54,26 +54,44 @@ def bytes_of(network: str, width: float, size: int, stages: int, batch: int) -> 
     return memory(made)
 
 
-def costs(network: str, width: float, size: int, stages: list[int], batch: int, small: int) -> list[dict[str, Any]]:
-    """A line for each J. batch: images of an update; small: what is measured instead, and twice that."""
+def own_costs(network: str, width: float, size: int, stages: list[int], batch: int) -> list[dict[str, Any]]:
+    """A line for each J, measured; printed."""
+    print(
+        "| J | MACs of the slowest stage | with its projector | live, all stages in one process | live, the greediest stage "
+        "| kept for backward, one process | one stage |\n|---:|---:|---:|---:|---:|---:|---:|"
+    )
     lines = []
     for j in stages:
-        one, two = (bytes_of(network, width, size, j, b) for b in (small, 2 * small))
-        grown = {name: round(one[name] + (two[name] - one[name]) / small * (batch - small)) for name in one}
-        lines.append({"stages": j, "macs": macs(trainer(network, width, size, j)), **grown})
+        line = {"stages": j, **macs(trainer(network, width, size, j)), **bytes_of(network, width, size, j, batch)}
+        told = [f"{line[name] / 1e6:.2f} M" for name in ("macs", "macs_projected")]
+        told += [f"{line[name] / 2**20:.1f} MiB" for name in ("process", "stage", "kept_process", "kept")]
+        print(f"| {j} | {' | '.join(told)} |", flush=True)
+        lines.append(line)
     return lines
 
 
-def table(lines: list[dict[str, Any]], thesis: bool) -> None:
-    """Printed; thesis: beside Table 3.2, whose GB are taken for 2³⁰ bytes."""
-    print(HEADING)
-    for line in lines:
-        published = THESIS.get(line["stages"], ("–", "–")) if thesis else ("–", "–")
-        told = [f"{line[name] / 2**20:.1f} MiB" if not thesis else f"{line[name] / 2**30:.2f} GiB" for name in BYTES]
-        print(
-            f"| {line['stages']} | {line['macs'] / 1e6:.{0 if thesis else 2}f} M | {published[0]} | {told[0]} | {published[1]} "
-            f"| {told[1]} | {told[2]} |"
-        )
-
-
-BYTES = ("process", "stage", "kept")
+def thesis_costs(batch: int = 256) -> list[dict[str, Any]]:
+    """The same of the thesis' ResNet-50, beside its numbers."""
+    print(
+        "| J | MACs of the slowest stage | F T3.2 | with its projector | kept for backward, one process | one stage "
+        "| weights, gradients, Adam | kept in one process + these | F T3.2 |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )
+    lines = []
+    for j, (theirs, memories) in THESIS.items():
+        one, two = (bytes_of("resnet50", 1.0, 32, j, images) for images in (SMALL, 2 * SMALL))
+        line = {"stages": j, **macs(trainer("resnet50", 1.0, 32, j)), "fixed": two["fixed"]}
+        for name in ("kept_process", "kept"):
+            line[name] = round(one[name] + (two[name] - one[name]) / SMALL * (batch - SMALL))
+        gigabytes = [f"{line[name] / 1e9:.2f} GB" for name in ("kept_process", "kept", "fixed")]
+        whole = f"{(line['kept_process'] + line['fixed']) / 1e9:.2f} GB"
+        told = [
+            f"{line['macs'] / 1e6:.0f} M",
+            theirs,
+            f"{line['macs_projected'] / 1e6:.0f} M",
+            *gigabytes,
+            whole,
+            memories,
+        ]
+        print(f"| {j} | {' | '.join(told)} |", flush=True)
+        lines.append(line)
+    return lines

@@ -134,19 +134,27 @@ def run(case: Case, seed: int, sets: Sets, settings: Settings, oracle: Path, rec
 
 
 def memory(trainer: ul.Trainer) -> dict[str, int]:
-    """Bytes: live in the process at the worst moment, the most that one stage has made or owns at a time; kept for backward."""
+    """Bytes of the second update.
+
+    process, stage: live at the worst moment, in the process and of the greediest stage; kept_process, kept: for backward, in
+    the same way; fixed: weights, their gradients and the optimizer's state, of all stages.
+    """
     (record,) = trainer.memory
+    (process,), workers = record["processes"], record["workers"]
+    fixed = ("parameters", "gradients", "optimizer_state")
     return {
-        "process": record["processes"][0]["peak"],
-        "stage": max(worker.get("peak", 0) for worker in record["workers"]),
-        "kept": max(worker["saved"] for worker in record["workers"]),
+        "process": process["peak"],
+        "stage": max(worker.get("peak", 0) for worker in workers),
+        "kept_process": process["saved"],
+        "kept": max(worker["saved"] for worker in workers),
+        "fixed": sum(worker.get(name, 0) for worker in workers for name in fixed),
     }
 
 
 def depths(model: nn.Module, sets: Sets, settings: Settings, like: Tensor, recipe: bool) -> list[dict[str, Any]]:
     """After every block, whatever the stages were: linear probe, neighbours, dimensions."""
     found = ul.probes.explain(
-        cut(model, settings.network, BLOCKS[settings.network], like),
+        cut(model, settings.network, BLOCKS[settings.network], like.to(next(model.parameters()).device)),
         sets.probe,
         sets.test,
         credit=ul.credit.SimCLR(),

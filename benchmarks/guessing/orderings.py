@@ -109,8 +109,9 @@ def _splits() -> list[Pair]:
 
 
 def _widths(guess: str, head: str, spaces: Iterable[str], sign: int) -> list[Pair]:
-    wide = [[Case(16, "global", guess, head, space, width=w) for w in (0.5, 1.0, 2.0, 4.0)] for space in spaces]
-    steps = [(row[k + 1], row[k]) for row in wide for k in range(3)]
+    factors = {8: (0.5, 1.0, 2.0), 16: (0.5, 1.0, 2.0, 4.0)}
+    rows = [[Case(s, "global", guess, head, space, width=w) for w in factors[s]] for s in factors for space in spaces]
+    steps = [(row[k + 1], row[k]) for row in rows for k in range(len(row) - 1)]
     return [Pair(*(step if sign > 0 else reversed(step))) for step in steps]
 
 

@@ -61,6 +61,6 @@ def published(case: Case) -> float | None:
         return SUBSPACE[case.head][split] if case.variant == "subspace" else None
     space = 0 if case.space == "activity" else 1
     if case.width != 1:
-        return WIDER[case.guess, case.head, case.width][space]
+        return WIDER[case.guess, case.head, case.width][space] if case.stages == 16 else None
     row = PAIRS.get((case.target, case.guess, case.head))
     return None if row is None else row[2 * split + space]

@@ -76,9 +76,12 @@ def _plan(command: commands.Calibrate) -> Plan:
     like = torch.randint(classes, (2, *shape)) if integers else torch.randn(2, *shape)
     options = resolve_model(command)  # type: ignore[arg-type]
     model = models.build(command.model, input_shape=shape, classes=classes, **options)
-    chain = cut(model, command.stages, like=like, balance=command.balance)
     call = parse_call(command.credit)
-    make_credit(call, command.stages).prepare(chain, 0)  # refuses here what the processes would have to refuse
+    rule = make_credit(call, command.stages)
+    if rule.self_supervised:
+        model = models.encoder(model)
+    chain = cut(model, command.stages, like=like, balance=command.balance)
+    rule.prepare(chain, 0)  # refuses here what the processes would have to refuse
     return Plan(
         chain.recipe,
         tuple(shape),

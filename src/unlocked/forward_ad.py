@@ -109,11 +109,11 @@ def check_forward_mode(body: nn.Module, x: Tensor, where: str) -> None:
 
 
 def couples_samples(body: nn.Module, x: Tensor) -> bool:
-    """Whether, in training mode, one sample's output depends on another one, as with BatchNorm. `x`: at least two samples."""
-    if len(x) < 2 or not x.is_floating_point():
+    """Whether, in its present mode, one sample's output depends on another one, as with BatchNorm (one that is frozen, in
+    evaluation mode, mixes nothing). `x`: at least two samples; of tokens or without values only BatchNorm is looked for."""
+    if len(x) < 2 or not x.is_floating_point() or x.is_meta:
         return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in body.modules())
     with untouched(body), torch.no_grad(), statistics_kept(body.modules()):
-        body.train()
         moved = x.clone()
         moved[1:] += 1 + moved[1:].flip(-1)
         outputs = []

@@ -41,8 +41,8 @@ def pair_batches(train: Data, test: Data, batch_size: int, device: torch.device)
 
 
 def pair_batch_size(trainer: Trainer) -> int:
-    """Images of an update of training, of all replicas if they share its batch; before there was one, 64 of each."""
-    together = trainer.consensus.shares_data and getattr(trainer.credit, "replicas", "together") == "together"
+    """Images that training judges together, of all replicas if they have one loss; before there were any, 64 of each."""
+    together = trainer.weights[0].one_gradient and getattr(trainer.credit, "replicas", "together") == "together"
     return (trainer.batch_size or 64) * (trainer.replicas if together else 1)
 
 
@@ -110,7 +110,8 @@ def parts_of(batch: Batch) -> list[Batch]:
 
 def has_pair_loss(stage: Stage, oracle: Oracle | None) -> bool:
     """Whether the stage has a loss of pairs, and what that needs."""
-    return stage.head is not None and (oracle is not None or not reads_oracle(stage))
+    known = getattr(stage.loss, "known", True)
+    return known and stage.head is not None and (oracle is not None or not reads_oracle(stage))
 
 
 def reads_oracle(stage: Stage) -> bool:

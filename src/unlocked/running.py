@@ -93,11 +93,13 @@ def make_trainer(
     config: RunConfig, train: Data, world: World | None = None, resident: OneStage | None = None
 ) -> Trainer:
     """The trainer of a run at its beginning."""
+    credit = make_credit(config.method.credit, config.stages)
     consensus = make_consensus(config.method.consensus, config.stages)
+    credit.check_data(train, config.batch_size, config.accumulate)  # before there is a folder of the run
     updates = config.epochs * train.steps(config.batch_size, config.replicas if consensus.shares_data else 1)
     return Trainer(
         make_chain(config, train),
-        credit=make_credit(config.method.credit, config.stages),
+        credit=credit,
         consensus=consensus,
         replicas=config.replicas,
         optimizer=functools.partial(_optimizer, config),

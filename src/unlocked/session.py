@@ -656,6 +656,8 @@ class Trainer:
         if self.credit.self_supervised:
             known = self.training_data if train is None else train
             known = known if known is None or isinstance(known, Domains) else as_data(known)
+            if getattr(known, "views", 1) == 2 and not all(getattr(s.loss, "known", True) for s in self.template):
+                self.credit.meet(self, known)  # some losses depend on the training data
             return evaluate_pairs(self, known, held_out, batch_size, depth, refresh)
         batches = held_out.batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
         return evaluate(self, batches, depth, refresh)

@@ -34,6 +34,11 @@ def soup(command: commands.Soup, console: Console) -> int:
     device = resolve_device(command.device)
     runs = [read_config(path) for path in command.members if path.is_dir()]
     members = load_members(command.members, lambda: _recipe(command, runs))
+    if members[0].recipe.get("encoder"):
+        raise InvalidChoice(
+            f"{members[0].name} learned without labels and has no classifier, so it predicts nothing that could be scored; "
+            "unlocked probe scores its features, and unlocked export writes the mean of a run's members."
+        )
     if command.heatmap is not None:
         refuse_drawing(len(members), command.steps)
     if command.take == "refreshed" and not batchnorms(members[0].model):

@@ -147,6 +147,9 @@ class Credit(ABC):
         """What a user should know of what the rule costs on this chain, in sentences, said before a run begins."""
         return []
 
+    def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:  # noqa: B027
+        """Raises InvalidChoice for training data, or numbers of samples, that the rule cannot learn from."""
+
     def meet(self, trainer: Trainer, data: Any) -> None:  # noqa: B027
         """Look at the training data before the first step of a `fit`, also of one that goes on. Called by all processes."""
 
@@ -251,6 +254,16 @@ def refuse_non_finite(worker: Worker, value: float, updated: bool = False) -> No
 def local_backward(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> None:
     """Backward of the stage's own loss through its head and body: gradients stay inside the stage."""
     objective(worker, stage, h, batch).backward()
+
+
+def refuse_nothing_to_train(chain: Chain, rule: str) -> None:
+    """Raises InvalidChoice for a stage below the last whose body has no weights to learn, or frozen ones only."""
+    for j, stage in enumerate(list(chain)[:-1]):
+        if not any(p.requires_grad for p in stage.body.parameters()):
+            raise InvalidChoice(
+                f"The body of stage {j} has nothing to train: no parameters, or all of them frozen; {rule} has no use for it. "
+                "Join it with the stage below or above."
+            )
 
 
 def attach_heads(

@@ -137,17 +137,20 @@ class Contrasting(Credit):
         chain[j].head = head
         return report
 
-    def meet(self, trainer: Trainer, data: Any) -> None:
+    def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:
         if getattr(data, "views", 1) != 2:
             raise InvalidChoice(
                 f"{self.name} compares two views of each image, but these data give one; load them with augment='simclr' (for "
                 "--augment simclr), or with views+ before another augmentation, as in 'views+crop-flip'."
             )
-        if trainer.batch_size is not None and trainer.batch_size % trainer.accumulate:
+        if batch_size is not None and batch_size % accumulate:
             raise InvalidChoice(
-                f"A batch of {trainer.batch_size} images is not {trainer.accumulate} micro-batches of whole images; give a "
-                "batch_size that accumulate divides."
+                f"A batch of {batch_size} images is not {accumulate} micro-batches of whole images; give a batch_size that "
+                "accumulate divides."
             )
+
+    def meet(self, trainer: Trainer, data: Any) -> None:
+        self.check_data(data, trainer.batch_size, trainer.accumulate)
 
     # ---- the program ---------------------------------------------------------------------------------------------------
 

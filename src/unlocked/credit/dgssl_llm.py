@@ -71,6 +71,8 @@ class EasiestNTXent(PairLoss):
             judged_by("EasiestNTXent", oracle, z)  # refuses what does not fit
         compared = z if oracle is None or self.by != "oracle" else oracle
         positive, negative = similarities(compared.detach())
+        if bool((positive.sum() + negative.sum()).isnan()):  # it must show in the loss, where training looks for it
+            return EasyNTXent(by=self.by, temperature=self.temperature).judge(z, y, oracle)
         alpha, beta = thresholds(positive, negative, self.positives, self.negatives if len(negative) else 1.0)
         return EasyNTXent(alpha, beta, self.by, self.temperature).judge(z, y, oracle)
 
@@ -80,6 +82,7 @@ class _Unknown(PairLoss):
     """Before the rule has met the data."""
 
     by: str
+    known: ClassVar[bool] = False
 
     @property
     def reads_oracle(self) -> bool:
@@ -197,7 +200,7 @@ class DGSSLLLM(Contrasting):
         positive, negative = (torch.cat(rows) for rows in zip(*seen))
         for j, shares in enumerate(self._shares(stages)):
             alpha, beta = thresholds(positive, negative, *shares)
-            for chain in trainer.chains:
+            for chain in (*trainer.chains, trainer.template):  # of which new chains are made
                 chain[j].loss = self._easy(alpha, beta)
 
 

@@ -37,9 +37,10 @@ from ..costs import run_once
 from ..errors import InvalidChoice, choose
 from ..forward_ad import check_forward_mode, couples_samples
 from ..heads import HeadReport
+from ..modes import modes_kept
 from ..worker import Worker
 from . import forward_mode, two_backward
-from .base import Held, Properties, SynchronousCredit, attach_heads
+from .base import Held, Properties, SynchronousCredit, attach_heads, refuse_nothing_to_train
 from .guesses import RANDOM, Guess, add_guess_heads
 from .streams import Streams, counted
 
@@ -141,11 +142,17 @@ class ForwardGradient(SynchronousCredit):
         return self.normalise if self.normalise is not None else self.guess not in RANDOM
 
     @property
+    def local(self) -> bool:  # type: ignore[override]
+        """Whether no stage hears of another one's loss."""
+        return self.target == "local"
+
+    @property
     def shared(self) -> bool:
         """Whether all stages have one scalar."""
         return self.scalars == "shared"
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
+        refuse_nothing_to_train(chain, self.name)
         built = [stage for stage in list(chain)[:-1] if stage.head is None]
         if self.guess in RANDOM and self.target == "global" and not self.watch:
             reports = []
@@ -164,11 +171,14 @@ class ForwardGradient(SynchronousCredit):
     def _look_at_bodies(self, chain: Chain) -> None:
         """Whether tangents can be pushed through them at all, and how many samples need. Raises InvalidChoice."""
         x, mixes = chain.example(), []
-        for j, stage in enumerate(chain):
-            if j < len(chain) - 1:
-                check_forward_mode(stage.body, x, f"Stage {j}")
-            mixes.append(couples_samples(stage.body, x))
-            x = run_once(stage.body, x)
+        with modes_kept(chain):
+            if not chain.training:
+                chain.train()  # as the trainer does before a step
+            for j, stage in enumerate(chain):
+                if j < len(chain) - 1:
+                    check_forward_mode(stage.body, x, f"Stage {j}")
+                mixes.append(couples_samples(stage.body, x))
+                x = run_once(stage.body, x)
         for j, stage in enumerate(chain):
             stage.mixed_above = any(mixes[j + 1 : self.reach(j, len(chain))])
 

@@ -6,9 +6,9 @@
                   intermediate: the stage above, ⟨∂ℓ/∂h, ḣ⟩ with its own head's gradient; local: the same at home
     back          each stage takes the scalars of its own tangents and hands the others down: ĝ = Σ ⟨t, u⟩ u
 
-A forward leaves no graph behind: in weight space what waits for the scalars is u (as large as the weights), in activity space
-the stage's input, from which the forward is run again for the backward inside the stage. Under a shared scalar there is one
-tangent for all stages, ḣ = (∂f/∂x) ẋ + (∂f/∂θ) G, and Σ_j ‖G^j‖² goes up beside it.
+A forward leaves no graph behind, and what is sent is let go: in weight space what waits for the scalars is u (as large as the
+weights), in activity space u and the stage's input, from which the forward is run again for the backward inside the stage.
+Under a shared scalar there is one tangent for all stages, ḣ = (∂f/∂x) ẋ + (∂f/∂θ) G, and Σ_j ‖G^j‖² goes up beside it.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Own(NamedTuple):
 async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch, weights: Weights) -> None:
     """One micro-batch."""
     await exchange(worker, stage, batch, weights)
+    program = _last if worker.last else _one_scalar if rule.shared else _own_scalars
+    await program(rule, worker, stage, await _arrived(worker, batch, weights), batch)
+    await weights.write()
+
+
+async def _arrived(worker: Worker, batch: Batch, weights: Weights) -> Tensor:
+    """The stage's input. A name for it in `step` would keep it while the stage waits for its scalars."""
     x = await worker.below.recv("activation", batch)
     await weights.read()
-    if worker.last:
-        await _last(rule, worker, stage, leaf(worker, x), batch)
-    elif rule.shared:
-        await _one_scalar(rule, worker, stage, x, batch)
-    else:
-        await _own_scalars(rule, worker, stage, x, batch)
-    del x
-    await weights.write()
+    return x
 
 
 class Passed(NamedTuple):
@@ -106,9 +106,11 @@ class Heard(NamedTuple):
 
 async def _last(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, batch: Batch) -> None:
     """The exact gradient, and the derivative of the loss along what the stages below push."""
+    x = leaf(worker, x)
     h = await worker.run("F", stage.body, x)
     loss = await worker.run("L", objective, worker, stage, h, batch)
     await worker.run("B", torch.autograd.backward, loss)
+    del h, loss
     if worker.first or rule.target == "local":
         return
     tangents = await worker.below.recv("tangents")
@@ -136,35 +138,46 @@ def _whole(rule: ForwardGradient, gradient: Tensor, tangents: Tensor, norm: Tens
 # ---- a scalar of its own for each tensor, stage or sample --------------------------------------------------------------
 
 
-async def _own_scalars(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, batch: Batch) -> None:
+async def _own_scalars(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor | None, batch: Batch) -> None:
     passed = await worker.run("F", forward, rule, worker, stage, x)
     heard = await _guess(rule, worker, stage, passed, batch)
-    state = passed.state
-    own = await worker.run("B", begin, rule, worker, stage, x, passed.h, heard.guess, state)
+    state, gradient = passed.state, heard.own
+    directions, own = await worker.run("B", begin, rule, worker, stage, x, passed.h, heard.guess, state)
+    del passed, heard
     if rule.target == "local":
-        scalars = await worker.run("B", derivatives, heard.own, own.tangents)
+        scalars = await worker.run("B", derivatives, gradient, own)
     else:
         carried = None
         if not worker.first:
             below = await worker.below.recv("tangents")
             carried = await worker.run("F", carry, rule, worker, stage, x, below, state)
-        scalars = await _of_above(rule, worker, own.tangents, carried, heard.own)
-    await worker.run("B", learn, rule, worker, stage, x, own.directions, scalars, state)
+            del below
+        others = await _send_up(rule, worker, own, carried, gradient)
+        if rule.space == "weight":
+            x = None  # as what else was sent, it is not to wait here
+        del own, carried, gradient
+        scalars = await _of_above(worker, others)
+    await worker.run("B", learn, rule, worker, stage, x, directions, scalars, state)
 
 
-async def _of_above(
-    rule: ForwardGradient, worker: Worker, own: Tensor, carried: Tensor | None, own_gradient: Tensor | None
-) -> Tensor:
-    """Send tangents up; the scalars of the stage's own ones. Those of the stages below get theirs."""
-    if carried is None or rule.target == "intermediate":
-        if carried is not None:
-            await worker.below.send("scalars", await worker.run("B", derivatives, own_gradient, carried))
-        await worker.above.send("tangents", own)
-        return await worker.above.recv("scalars")
-    await worker.above.send("tangents", torch.cat([carried, own]))
-    scalars, count = await worker.above.recv("scalars"), len(carried)
-    await worker.below.send("scalars", scalars.narrow(0, 0, count).contiguous())
-    return scalars.narrow(0, count, len(scalars) - count)
+async def _send_up(
+    rule: ForwardGradient, worker: Worker, own: Tensor, carried: Tensor | None, gradient: Tensor | None
+) -> int | None:
+    """Send tangents up. Returns how many of them belong to the stages below; None: nobody below waits for scalars."""
+    if carried is not None and rule.target == "intermediate":
+        await worker.below.send("scalars", await worker.run("B", derivatives, gradient, carried))
+        carried = None
+    await worker.above.send("tangents", own if carried is None else torch.cat([carried, own]))
+    return None if carried is None else len(carried)
+
+
+async def _of_above(worker: Worker, others: int | None) -> Tensor:
+    """The scalars of the stage's own tangents. Those of the stages below get theirs."""
+    scalars = await worker.above.recv("scalars")
+    if others is None:
+        return scalars
+    await worker.below.send("scalars", scalars.narrow(0, 0, others).contiguous())
+    return scalars.narrow(0, others, len(scalars) - others)
 
 
 @work(
@@ -175,6 +188,8 @@ async def _of_above(
 )
 def carry(rule: ForwardGradient, worker: Worker, stage: Stage, x: Tensor, tangents: Tensor, state: Tensor) -> Tensor:
     """Tangents of the stages below, pushed through the body, a few at once."""
+    if not len(tangents):  # guesses of zero span nothing; only the shape of what they would have given is asked for
+        return push(stage.body, x, torch.zeros_like(x)[None])[:0]
     found = []
     for few in tangents.split(rule.at_once):
         worker.set_random_state(state)
@@ -218,7 +233,7 @@ def learn(
     rule: ForwardGradient,
     worker: Worker,
     stage: Stage,
-    x: Tensor,
+    x: Tensor | None,
     directions: list[Tensor],
     scalars: Tensor,
     state: Tensor,
@@ -228,6 +243,7 @@ def learn(
         sums = scalars.sum(1)
         add_gradients(stage, [sums[0 if rule.scalars == "stage" else k] * u for k, u in enumerate(directions)])
         return
+    assert x is not None
     r, b = directions[0].shape[:2]
     per_sample = scalars if len(scalars) == r else scalars.sum(1).view(r, b)
     worker.set_random_state(state)
@@ -250,9 +266,11 @@ async def _one_scalar(rule: ForwardGradient, worker: Worker, stage: Stage, x: Te
         passed = await worker.run("F", forward, rule, worker, stage, x)
         heard = await _guess(rule, worker, stage, passed, batch)
         found, moved, length = await worker.run("F", join, rule, worker, stage, x, passed, heard.guess, tangent, norm)
-    del passed
+        del heard
+    del x, passed, tangent
     await worker.above.send("tangents", moved)
     await worker.above.send("norm", length)
+    del moved
     scalar = await worker.above.recv("scalars")
     if not worker.first:
         await worker.below.send("scalars", scalar)

@@ -69,14 +69,15 @@ def redraw(head: nn.Module) -> None:
 
 
 def guessed_by_random_head(stage: Stage, h: Tensor, batch: Batch, anew: bool) -> Tensor:
-    """∂ℓ/∂h of the stage's random head, drawn `anew` or kept; nothing of it is trained, its statistics are left alone."""
+    """∂ℓ/∂h of the stage's random head, drawn `anew` or kept; nothing of it is trained, its statistics are left alone. A guess
+    has no micro-batch's weight: the target has it."""
     head = stage.guess_head
     assert head is not None
     if anew:
         redraw(head)
     copied = h.detach().requires_grad_()
     with statistics_kept(head.modules()):
-        return torch.autograd.grad(stage.judge(head(copied), batch) * batch.weight, copied)[0]
+        return torch.autograd.grad(stage.judge(head(copied), batch), copied)[0]
 
 
 def for_weights(h: Tensor, parameters: Sequence[nn.Parameter], gradient: Tensor, keep: bool = False) -> list[Tensor]:

@@ -49,9 +49,12 @@ class Inside:
 
 
 def look_inside(body: nn.Module, x: Tensor) -> Inside:
-    """The layers of a body, from an example (B, …) of its input. Nothing of the body is changed."""
+    """The layers of a body, from an example (B, …) of its input; without values (on "meta") none is known to be rectified.
+    Nothing of the body is changed."""
     with untouched(body):
-        layers = _rectified(body, x, _layers(body, x))
+        layers = _layers(body, x)
+        if not x.is_meta:
+            layers = _rectified(body, x, layers)
         return Inside(layers, couples_samples(body, _samples(x, 2)))
 
 

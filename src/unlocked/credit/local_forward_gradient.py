@@ -40,7 +40,7 @@ from ..errors import choose
 from ..forward_ad import check_forward_mode
 from ..heads import HeadReport
 from ..worker import Worker
-from .base import Held, Properties, SynchronousCredit, attach_heads, objective
+from .base import Held, Properties, SynchronousCredit, attach_heads, objective, refuse_nothing_to_train
 from .forward_gradient import ForwardGradient
 from .guesses import RANDOM
 from .interlocking import head_gradient
@@ -106,6 +106,7 @@ class LocalForwardGradient(SynchronousCredit):
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         if self.perturb == "output":
             return self.at_output().prepare(chain, seed)
+        refuse_nothing_to_train(chain, self.name)
         reports = attach_heads(chain, self.head, self.budget, seed, 0)
         if self.mode == "forward" and chain.like is not None:
             x = chain.example()
@@ -123,7 +124,7 @@ class LocalForwardGradient(SynchronousCredit):
             return self.at_output().remarks(chain, batch_size)
         if self.mode == "two-backward" or len(chain) == 1:
             return []
-        counts, x = [], chain.example()
+        counts, x = [], chain.example().to(next(chain.parameters()).device)  # on "meta" only shapes are counted
         for stage in list(chain)[:-1]:
             counts.append(products(self, stage.body, x, batch_size))
             x = run_once(stage.body, x)

@@ -34,12 +34,21 @@ class Oracle:
                 f"{self._rule} needs an oracle, a network trained before; give oracle=PATH, the folder of a run of simclr, or "
                 "from Python a module that gives projections (B, E)."
             )
-        network = given if isinstance(given, nn.Module) else of_run(given) if isinstance(given, (str, Path)) else None
+        network = given if isinstance(given, nn.Module) else self._read() if isinstance(given, (str, Path)) else None
         if network is None:
             raise InvalidChoice(
                 f"{self._rule}'s oracle is a {type(given).__name__}; give the folder of a run of simclr, or a torch.nn.Module."
             )
         return network.requires_grad_(False) if network is not given else network
+
+    def _read(self) -> nn.Module:
+        try:
+            return of_run(self._given)
+        except UnlockedError as error:
+            raise InvalidChoice(
+                f"{self._rule}'s oracle {self._given} cannot be read: {error} It is needed whenever the run is opened; give "
+                "the folder of a run of simclr, or put it back in its place."
+            ) from error
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:

@@ -77,7 +77,6 @@ def _directions(rule: ForwardGradient, h: Tensor, batch_size: int) -> int:
     if rule.subspace:
         most = min(batch_size, math.prod(h.shape[1:]))
         return most if rule.subspace is True else min(most, rule.subspace)
-    space = {4: 2, 3: 1, 2: 0}.get(h.dim(), 0)
-    channels = h.shape[1] if h.dim() in (2, 4) else h.shape[2]
-    sides = h.shape[2:] if h.dim() == 4 else h.shape[1:2]
-    return min(rule.groups, channels) * math.prod(min(rule.patches, side) for side in sides[:space])
+    sides = list(h.shape[1:])
+    channels = sides.pop(1 if h.dim() == 3 else 0)
+    return min(rule.groups, channels) * math.prod(min(rule.patches, side) for side in sides)

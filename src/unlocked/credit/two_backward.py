@@ -84,6 +84,10 @@ async def guessed(
     if rule.guess in RANDOM:
         return await worker.run("B", draw, rule, h)
     if rule.guess == "local":
+        if own is not None and not rule.normalised and batch.weight != 1:
+            return (
+                own / batch.weight
+            )  # the target has the micro-batch's weight; a direction must not have it twice more
         return own  # type: ignore[return-value]  # None only of a head of shapes
     return await worker.run("L", random_head, stage, h, batch, rule.guess == "ntk")
 

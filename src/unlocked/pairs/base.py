@@ -33,6 +33,7 @@ class PairLoss(ABC):
     """
 
     classifies: ClassVar[bool] = False
+    known: ClassVar[bool] = True  # False: it has to meet the training data first (Credit.meet)
 
     @property
     def reads_labels(self) -> bool:

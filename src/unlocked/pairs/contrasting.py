@@ -101,7 +101,7 @@ def judged_by(loss: str, oracle: Tensor | None, z: Tensor) -> Tensor:
 
 def check_temperature(loss: str, temperature: float) -> None:
     """Raises InvalidChoice unless 0 < τ < ∞."""
-    if not 0 < temperature < math.inf:
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise InvalidChoice(
             f"{loss} divides similarities by its temperature, which must be a finite number above 0; given {temperature}. "
             "The usual one is 0.5."
@@ -110,7 +110,7 @@ def check_temperature(loss: str, temperature: float) -> None:
 
 def check_cosine(loss: str, name: str, value: float) -> None:
     """Raises InvalidChoice unless a threshold is in [-1, 1]."""
-    if not -1 <= value <= 1:
+    if not isinstance(value, (int, float)) or not -1 <= value <= 1:
         raise InvalidChoice(
             f"{loss} compares cosine similarities with {name}, which must be in [-1, 1]; given {value}."
         )

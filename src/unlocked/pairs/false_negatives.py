@@ -57,8 +57,10 @@ class FalseNegatives(PairLoss):
     def __post_init__(self) -> None:
         choose("by of FalseNegatives", self.by, BY)
         choose("cancel of FalseNegatives", self.cancel, CANCEL)
-        if self.top < 0:
-            raise InvalidChoice(f"FalseNegatives takes the top most similar negatives for false; given top={self.top}.")
+        if not isinstance(self.top, int) or self.top < 0:
+            raise InvalidChoice(
+                f"FalseNegatives takes the top most similar negatives for false, a whole number of them; given top={self.top}."
+            )
         check_cosine("FalseNegatives", "threshold", self.threshold)
         check_temperature("FalseNegatives", self.temperature)
 

@@ -121,6 +121,7 @@ def predict(setting: Setting, candidate: Candidate) -> Row | Infeasible:
     try:
         credit = make_credit(candidate.method.credit, candidate.stages)
         consensus = make_consensus(candidate.method.consensus, candidate.stages)
+        credit.check(consensus)
         chain, profile = setting.cuts.profiled(candidate.stages, credit)
     except UnlockedError as error:
         return _infeasible(candidate, "cut", str(error))

@@ -32,12 +32,15 @@ Cosine = float | None  # None: a gradient is zero
 
 def teachers(chain: Chain, credit: Credit | None = None) -> list[tuple[int, ...]]:
     """The stages whose loss each stage learns from; without a rule its own if it has a head, else the last."""
-    from ..credit.gn_dgl import GNDGL  # late: rules import much
+    from ..credit.forward_gradient import ForwardGradient  # late: rules import much
+    from ..credit.gn_dgl import GNDGL
     from ..credit.interlocking import Interlocking
 
     last = len(chain) - 1
     if isinstance(credit, Interlocking):
         return [(min(j + credit.d, last),) for j in range(last + 1)]
+    if isinstance(credit, ForwardGradient) and credit.target == "intermediate":
+        return [(min(j + 1, last),) for j in range(last + 1)]
     groups = isinstance(credit, GNDGL)
     local = credit is None or credit.local or groups
     found: list[tuple[int, ...]] = [

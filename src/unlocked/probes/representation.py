@@ -116,11 +116,7 @@ def _ignore(samples: int) -> None:
 def _whole(trainer: Trainer, train: Any) -> Chain | None:
     """The network that the trainer's own evaluation judges, as a copy; None on other ranks than 0."""
     refreshed = trainer.replicas > 1 and trainer.batchnorm == "refresh"
-    chain: Chain | None = trainer.averaged(train if refreshed else None)
-    if chain is not None and trainer.credit.self_supervised:
-        for stage, trained in zip(chain, trainer.chains[0], strict=True):
-            stage.loss = trained.loss  # which the rule may have changed when it met the data
-    return chain
+    return trainer.averaged(train if refreshed else None)
 
 
 class _Probe:
@@ -236,9 +232,11 @@ class _Probe:
             return features, labels, labels.shape[1]
         self._columns = columns = self._classes or logits(self._chain[-1].read(output)).shape[-1]
         if int(y.max()) >= columns or int(y.min()) < 0:
+            wanted = "the training data have" if self._pairs else "the network has"
+            what = "classes" if self._pairs else "outputs"
             raise InvalidChoice(
-                f"The data have the classes {int(y.min())} to {int(y.max())}, but the network has {columns} outputs; give the "
-                "data it was trained for."
+                f"The data have the classes {int(y.min())} to {int(y.max())}, but {wanted} {columns} {what}; give the data it "
+                "was trained for."
             )
         return features, y.flatten(), columns
 

@@ -46,12 +46,13 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def slices(guess: Tensor, patches: int, groups: int) -> Tensor:
-    """(B, …) → (R, B, …): copies that are zero outside one slice, R = patches² · groups; they add up to `guess`.
+    """(B, …) → (R, B, …): copies that are zero outside one slice, R = patches² · groups for maps; they add up to `guess`.
 
-    Maps (B, C, H, W) have patches × patches windows and `groups` of channels; (B, T, D) are cut along T into `patches`, vectors
-    (B, D) and the last axis of (B, T, D) into `groups`. Parts differ by one entry where sizes do not divide.
+    Maps (B, C, H, W) have patches × patches windows and `groups` of channels (patches³ windows in volumes); (B, T, D) are cut
+    along T into `patches`, vectors (B, D) and the last axis of (B, T, D) into `groups`. Parts differ by one entry where sizes
+    do not divide.
     """
-    channel = 1 if guess.dim() in (2, 4) else 2
+    channel = 2 if guess.dim() == 3 else 1
     axes = [(channel, groups), *((axis, patches) for axis in range(1, guess.dim()) if axis != channel)]
     found = [guess]
     for axis, parts in axes:

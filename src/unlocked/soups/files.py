@@ -93,4 +93,5 @@ def _in_words(recipe: Recipe) -> str:
     """cnn(width=8, depth=2) for 1×8×8, 10 classes"""
     options = ", ".join(f"{key}={value}" for key, value in recipe["options"].items())
     shape = "×".join(map(str, recipe["input_shape"]))
-    return f"{recipe['name']}({options}) for {shape} and {recipe['classes']} classes"
+    kind = "an encoder, " if recipe.get("encoder") else ""
+    return f"{kind}{recipe['name']}({options}) for {shape} and {recipe['classes']} classes"
