@@ -585,3 +585,17 @@ def test_data_that_do_not_fit_leave_no_folder_behind(option, says, tmp_path, cap
     words = ["train", "--credit", "simclr", "--subset", "64", "--augment", "views+crop", "--device", "cpu", option]
     assert main([*words, "--run", str(tmp_path / "run")]) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "rule, oracles",
+    [
+        (ul.credit.DGSSLLLM(oracle=methods.Oracle()), True),
+        (ul.credit.DGSSLLLM(oracle=methods.Oracle(), by="own"), False),
+        (ul.credit.DGSSLLLM(thresholds="batch"), False),
+        (ul.credit.DGSSLLLM(ratio=1.0), False),
+        (ul.credit.DGSSLLLM(thresholds=((0.5, -1.0), (0.2, 1.0))), False),
+    ],
+)
+def test_thresholds_of_the_oracle_are_compared_with_its_similarities(rule, oracles):
+    assert (rule.oracle_rows is not None) == oracles == (rule.loss_of(0, 2).reads_oracle)

@@ -106,7 +106,9 @@ class DGSSLLLM(Contrasting):
         positives_only: leave no negatives out.
         thresholds: "oracle", "batch", or (α, β): two rows with a number in [−1, 1] for each stage.
         oracle: the folder of a run of simclr, or a module x → projections (B, E); frozen. See oracle.py.
-        by: whose similarities are compared with the thresholds: the stage's "own", as in Algorithm 5, or the "oracle"'s.
+        by: whose similarities are compared with the thresholds: the stage's "own", as in Algorithm 5, or the "oracle"'s, as in
+            §4.2.2's text. None: the oracle's, where the thresholds are read off them: early stages' own ones may be so much
+            greater that no negative pair is left, and nothing is learned.
         temperature: τ.
         projector, dimension, replicas: as in DGSSL.
     """
@@ -117,7 +119,7 @@ class DGSSLLLM(Contrasting):
     positives_only: bool = False
     thresholds: Any = "oracle"
     oracle: Any = None
-    by: Literal["own", "oracle"] = "own"
+    by: Literal["own", "oracle"] | None = None
     temperature: float = 0.5
     projector: Any = "1c2f"
     dimension: int = 128
@@ -158,7 +160,12 @@ class DGSSLLLM(Contrasting):
 
     @property
     def _by(self) -> str:
-        return "stage" if self.by == "own" else "oracle"
+        return "oracle" if self.compares_oracle else "stage"
+
+    @property
+    def compares_oracle(self) -> bool:
+        """Whether it is the oracle's similarities that decide (`by`)."""
+        return self.by == "oracle" or (self.by is None and self.thresholds == "oracle" and self.oracle is not None)
 
     def _easy(self, alpha: Any, beta: Any) -> EasyNTXent:
         return EasyNTXent(alpha, beta, self._by, self.temperature)
@@ -179,11 +186,11 @@ class DGSSLLLM(Contrasting):
 
     @property
     def oracle_rows(self) -> Callable[[Tensor], Tensor] | None:
-        return self._oracle if self.by == "oracle" else None
+        return self._oracle if self.compares_oracle else None
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
         reports = super().prepare(chain, seed)
-        if self.by == "oracle" or self._reads_thresholds(len(chain)):
+        if self.compares_oracle or self._reads_thresholds(len(chain)):
             self._oracle.check(chain.example())
         return reports
 
