@@ -283,7 +283,7 @@ def test_thresholds_are_those_of_the_oracle_on_the_training_views():
         found.append([stage.loss for stage in session.chains[0]])
         for chain in (session.averaged(), *session.members()):  # new chains have them, too
             assert [stage.loss for stage in chain] == found[-1]
-    assert found[0] == found[1] and found[0][2] == pairs.EasyNTXent(-1.0, 1.0, "stage")
+    assert found[0] == found[1] and found[0][2] == pairs.EasyNTXent(-1.0, 1.0, "oracle")
     x, _ = next(iter(data.batches(40, epoch=0, seed=ul.rng.seed_of(0, "thresholds"))))
     square = pairs.contrasting.cosines(methods.Oracle()(x))
     positives = sorted(float(square[k, k + 1]) for k in range(0, 80, 2))
