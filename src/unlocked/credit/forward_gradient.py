@@ -62,7 +62,8 @@ class ForwardGradient(SynchronousCredit):
         at_once: forward mode: tangents pushed through a stage as one batch; more are faster, and take more memory.
         head, budget: as in DGL; the head also makes the guesses ntk and fixed-ntk.
         watch: train heads that nothing needs, to see their losses by depth; in mode two-backward also note the cosine of guess
-            and target, of activations (Eq. 4.6) and of weights, and the estimate's squared error over the target's length².
+            and target, of activations (Eq. 4.6) and of weights, and the estimate's squared error over the target's length²
+            (not under a shared scalar, where no stage has an estimate of its own).
     """
 
     guess: Guess = "local"
