@@ -100,7 +100,11 @@ BESIDES = [
     ("pipedream", "easgd"),
     ("gn-dgl", "all-reduce"),
     ("dgl-auglocal", "all-reduce"),
-    ("forward-gradient-two-backward", "all-reduce"),
+    ("forward-gradient-two-backward", "wash"),
+    ("dgl-shared", "all-reduce"),
+    ("mezo", "all-reduce"),
+    ("1f1b", "wash"),
+    ("greedy", "diloco"),
     ("backprop", "acco"),
     ("greedy", "papa-2"),
 ]
