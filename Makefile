@@ -8,6 +8,9 @@ JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 1)
 # groups: tests of one fixture that takes long to make
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
+# else every process of a test compiles the library anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all check setup setup-dev clean
 
 demo: .venv/installed

@@ -319,7 +319,7 @@ def test_methods_lists_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_listing_methods_brings_no_heavy_imports() -> None:
-    heavy = "transformers matplotlib sklearn"
+    heavy = "transformers matplotlib sklearn scipy"
     code = "import sys; from unlocked.cli import main; main(['methods']); "
     code += f"print([name for name in '{heavy}'.split() if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -9,8 +9,9 @@ Credit decides where a stage's gradient comes from; consensus what happens to it
 means.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import on_first_use
 
 if TYPE_CHECKING:
     from . import (
@@ -83,16 +84,8 @@ _HOMES = {
     "plan": "planning",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import unlocked` alone does not load torch, so the command line answers at once."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = import_module(f".{_HOMES.get(name, name)}", __name__)
-    if name in _HOMES:
-        found = getattr(found, name)
-    globals()[name] = found
-    return found
+# `import unlocked` alone does not load torch, so the command line answers at once
+__getattr__ = on_first_use(__name__, dict.fromkeys(__all__, "") | _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import graphs
 from .cluster.elastic import Succession
 from .consensus.gossip import Gossip
 from .consensus.gossiping.available import Available
 from .errors import LostProcess, MembersChanged
-from .graphs import Graph, chi1, chi2
 from .saving import HandOver, save_state
 from .worlds import Distributed
 
@@ -75,7 +75,9 @@ def _hand_over(trainer: Trainer, folder: Path, succession: Succession) -> Member
     return MembersChanged(_sentence(record), cluster, folder, record)
 
 
-def _record(trainer: Trainer, succession: Succession, before: int, old: Graph, new: Graph) -> dict[str, Any]:
+def _record(
+    trainer: Trainer, succession: Succession, before: int, old: graphs.Graph, new: graphs.Graph
+) -> dict[str, Any]:
     return {
         "event": "members",
         "epoch": trainer.epoch,
@@ -84,8 +86,8 @@ def _record(trainer: Trainer, succession: Succession, before: int, old: Graph, n
         "lost": succession.lost,
         "joined": succession.joined,
         "replicas": len(succession.numbers),
-        "chi1": [chi1(old), chi1(new)],
-        "chi2": [chi2(old), chi2(new)],
+        "chi1": [graphs.chi1(old), graphs.chi1(new)],
+        "chi2": [graphs.chi2(old), graphs.chi2(new)],
         "graph": [old.name, new.name],
     }
 

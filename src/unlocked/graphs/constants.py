@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from ..errors import InvalidChoice
 from .graph import Graph
-from .spectra import chi1, edge_resistances, largest_eigenvalue
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Constants:
 
 def constants(graph: Graph) -> Constants:
     """All of them, at the price of χ₁ and of one solve per edge."""
+    from .spectra import chi1, edge_resistances, largest_eigenvalue  # SciPy: see lazy.py
+
     first, norm, apart = chi1(graph), largest_eigenvalue(graph), not graph.connected
     shares = graph.rates * (found := edge_resistances(graph))
     second = math.inf if apart else 0.5 * float(found.max(initial=0.0))

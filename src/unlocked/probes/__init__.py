@@ -6,8 +6,9 @@ found.plot("gap.png")
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import on_first_use
 
 if TYPE_CHECKING:
     from .explanation import Explanation, draw
@@ -16,10 +17,4 @@ if TYPE_CHECKING:
 
 _HOMES = {"Explanation": "explanation", "draw": "explanation", "Recipe": "recipe", "explain": "representation"}
 __all__ = ["Explanation", "Recipe", "draw", "explain"]
-
-
-def __getattr__(name: str) -> Any:
-    """On first use: most of the library imports this package for other instruments."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = on_first_use(__name__, _HOMES)  # most of the library imports this package for other instruments

@@ -8,9 +8,7 @@ cluster = sim.Hardware(network=sim.uniform(latency=100e-6, bandwidth=125e6), spe
 timeline = sim.simulate(ul.credit.DGL(), costs=costs, samples=32, steps=10, hardware=cluster, chain=chain)
 """
 
-from importlib import import_module
-from typing import Any
-
+from ..lazy import on_first_use
 from .costs import Costs, StageCosts, costs_of, unit
 from .hardware import Device, Hardware, SlowDowns
 from .network import FREE, Edge, Line, Network, hierarchical, uniform
@@ -38,12 +36,5 @@ __all__ = [
 ]
 
 
-_LATE = {"retimed": ".retiming", "simulate": ".simulating"}
-
-
-def __getattr__(name: str) -> Any:
-    """What needs the simulated world, which needs this package, is imported on first use."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_LATE[name], __name__), name)
-    return found
+# they need the simulated world, which needs this package
+__getattr__ = on_first_use(__name__, {"retimed": "retiming", "simulate": "simulating"})

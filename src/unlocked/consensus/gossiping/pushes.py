@@ -13,8 +13,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from ...errors import InvalidChoice, choose
 from ...graphs import Graph
@@ -85,6 +83,9 @@ def _checked(given: Arcs, replicas: int) -> list[tuple[int, int]]:
 
 
 def _refuse_unreachable(arcs: list[tuple[int, int]], replicas: int) -> None:
+    from scipy import sparse  # here, for it takes a third of a second of every start
+    from scipy.sparse.csgraph import connected_components
+
     i, j = np.array(arcs, dtype=np.int64).reshape(-1, 2).T
     matrix = sparse.coo_array((np.ones(len(arcs)), (i, j)), shape=(replicas, replicas))
     if connected_components(matrix, directed=True, connection="strong")[0] > 1:
