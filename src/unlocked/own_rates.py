@@ -127,7 +127,7 @@ class OwnRates:
         )
         first = trainer.steps - trainer.batch_in_epoch
         for k, (x, y) in enumerate(rows, start):
-            x, y = trainer._regularised(replica, x, y, first + k)
+            x, y = trainer.regularised(replica, x, y, first + k)
             yield own_memory(x), own_memory(y)
 
     def turns(self, replica: int, stage: int) -> Iterator[int] | None:

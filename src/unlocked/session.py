@@ -22,11 +22,13 @@ from .consensus.base import Consensus as ConsensusRule
 from .credit.base import Credit as CreditRule
 from .credit.base import check_groups, refuse_non_finite
 from .credit.lending import check_loans
-from .data import Domains, as_data
+from .data import Data, Domains, as_data
 from .delays import check_delays
 from .errors import InvalidChoice, LostPeer, LostProcess, UnlockedError, choose
 from .evaluation import Evaluation, averaged, ensemble, evaluate, members
 from .fitting import Fitting, Plan
+from .given_updates import GivenUpdates
+from .labelled import check_scoring
 from .loop import EpochBook, Losses, mean_losses, random_state_kept
 from .merging import digest, fingerprint, fingerprint_of_updates
 from .mitigation import Mitigation
@@ -48,34 +50,11 @@ from .residency.one_stage import OneStage, check_resident, residence_of
 from .rng import generator, seed_of
 from .saving import load_state, save_state
 from .timeline import Timeline
+from .trainer_checks import check_arguments, check_world, device_of
 from .worker import Worker
 from .worlds import Distributed, InProcess, Simulated, World
 
 _KEPT = 6  # updates whose acts are kept of a window in which replicas run freely
-
-
-class _Given:
-    """The updates of a replica that runs freely, for its stages here, which come to each at different times."""
-
-    def __init__(self, trainer: Trainer, replica: int, batch: Callable[[int], tuple[int, Tensor, Tensor]]) -> None:
-        self._trainer, self._replica, self._batch = trainer, replica, batch
-        mine = [worker for worker in trainer.workers if worker.replica == replica]
-        self._stages, self._first = len(mine), mine[0].version
-        self._made: dict[int, tuple[int, list[Batch], int]] = {}  # with the number of stages that have still to come
-
-    def update(self, k: int, number: int) -> tuple[int, list[Batch]]:
-        """The round and the micro-batches of update k, counted from 0, of the batch of this number."""
-        began, batches, left = self._made.pop(k) if k in self._made else self._make(k, number)
-        if left > 1:
-            self._made[k] = (began, batches, left - 1)
-        return began, batches
-
-    def _make(self, k: int, number: int) -> tuple[int, list[Batch], int]:
-        trainer, update = self._trainer, self._first + k
-        began, x, y = self._batch(number)
-        x, y = trainer._regularised(self._replica, x, y, update)
-        rows = micro_batches(x, y, trainer.accumulate, update * trainer.accumulate, trainer.phase)
-        return began, list(rows), self._stages
 
 
 class Trainer:
@@ -138,7 +117,7 @@ class Trainer:
         device: str | torch.device | None = None,
         resident: OneStage | None = None,
     ) -> None:
-        _check_arguments(chain, replicas, accumulate, clip)
+        check_arguments(chain, replicas, accumulate, clip)
         choose("precision", precision, ("float32", "bf16"))
         choose("batchnorm policy", batchnorm, ("local", "average", "refresh"))
         choose("schedule_every", schedule_every, ("step", "epoch"))
@@ -153,7 +132,7 @@ class Trainer:
         self.batchnorm, self.schedule_every, self.mitigation = batchnorm, schedule_every, mitigation
         self.world: World = world if world is not None else InProcess()
         self.crew = self.world.crew
-        self.device = torch.device(device) if device is not None else _device_of(chain)
+        self.device = torch.device(device) if device is not None else device_of(chain)
         self.residence = residence_of(chain, resident, self.device)
         if self.residence is None:
             chain.to(self.device)
@@ -166,7 +145,7 @@ class Trainer:
         check_groups(chain, self.credit, self.consensus)
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
-        _check_world(self.world, self.credit, self.consensus, replicas * self.stages)
+        check_world(self.world, self.credit, self.consensus, replicas * self.stages)
         check_delays(self.credit, self.consensus, self.precision, mitigation)
         check_own_rates(self)
         self.consensus.check(self.credit, accumulate)
@@ -216,6 +195,7 @@ class Trainer:
         self.activation_curve: list[int] = []
         self.memory: list[dict[str, Any]] = []
         self.training_data: Any = None
+        self.probe_on: Data | None = None
         # of the next update's batches, by replica, where the rule asks for them
         self.samples: Mapping[int, Samples] = {}
         self._running = False
@@ -321,7 +301,7 @@ class Trainer:
         batches = {
             replica: list(
                 micro_batches(
-                    *self._regularised(replica, x, y, self.steps),
+                    *self.regularised(replica, x, y, self.steps),
                     self.accumulate,
                     first,
                     self.phase,
@@ -364,7 +344,7 @@ class Trainer:
             weights.round = self.steps
         self._begin_updates()
         turns = [Turns(worker, take) for worker in self.workers]
-        made = {worker.replica: _Given(self, worker.replica, batch) for worker in self.workers}
+        made = {worker.replica: GivenUpdates(self, worker.replica, batch) for worker in self.workers}
         programs = [(w, self._freely(k, turns[k], made[w.replica], stepped)) for k, w in enumerate(self.workers)]
         if isinstance(self.world, Distributed):
             self.world.free_running = True
@@ -378,7 +358,7 @@ class Trainer:
         self.recent.append(self.timeline.ending(_KEPT / max(1, *(turn.count for turn in turns))))
 
     async def _freely(
-        self, k: int, turns: Turns, given: _Given, stepped: Callable[[Worker, dict[str, float], int, int], None]
+        self, k: int, turns: Turns, given: GivenUpdates, stepped: Callable[[Worker, dict[str, float], int, int], None]
     ) -> None:
         worker, (stage, weights) = self.workers[k], self._stage(k)
         await weights.open()
@@ -412,7 +392,7 @@ class Trainer:
         self._settled = not (self.consensus.crossing or self.consensus.free)
         self._aligned = not (self.consensus.crossing or self.consensus.counts_updates)
 
-    def _regularised(self, replica: int, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def regularised(self, replica: int, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """A replica's batch on the device, as its regulariser makes it: a function of (seed, replica, step)."""
         x, y = x.to(self.device), y.to(self.device)
         if self.regularisers is None:
@@ -561,16 +541,19 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 1,
+        probe_on: Any = None,
     ) -> list[dict[str, Any]]:
         """Train until `epochs` epochs are complete, those before a resume included (per stage, for greedy learning).
 
         Args:
             train, validate: `Data` (ul.data.load), a pair of tensors, or a map-style Dataset of (x, y); to train on, also
-                `ul.data.Domains`, a set for each replica.
+                `ul.data.Domains`, a set for each replica. Rules that learn from views need no labels to train on: x alone.
             validate_every: epochs between two validations; the last epoch of every phase is always followed by one.
             batch_size: samples per replica and update.
             callbacks: see callbacks.py.
             checkpoint: folder to save to every `checkpoint_every` epochs and on Ctrl-C.
+            probe_on: of a rule that learns without labels: labelled data, as `validate`, that the probe is fitted to instead of
+                `train`. Both are normalised as `train` is (labelled.py).
 
         Returns one record per epoch: epoch, phase, step, losses (mean per stage), seconds, elapsed (training only),
         samples_per_second, bytes (by channel, this epoch), activation_peak, live_peak, learning_rates, validation.
@@ -580,6 +563,8 @@ class Trainer:
         if isinstance(train, Domains):
             train.check(self.replicas)
         held_out = None if validate is None else as_data(validate)
+        self.probe_on = None if probe_on is None else as_data(probe_on)
+        check_scoring(self.credit, self.training_data, self.probe_on, held_out)
         plan = Plan(
             self.training_data, held_out, epochs, validate_every, batch_size, callbacks, checkpoint, checkpoint_every
         )
@@ -644,21 +629,26 @@ class Trainer:
         self.settle()
         return ensemble(self, x.to(self.device))  # type: ignore[return-value]
 
-    def evaluate(self, data: Any, batch_size: int = 512, train: Any = None) -> Evaluation:
+    def evaluate(self, data: Any, batch_size: int = 512, train: Any = None, probe_on: Any = None) -> Evaluation:
         """Scores on `data`: of the network (averaged over the replicas), at every head, of each replica, of the ensemble.
 
-        A network that learned without labels is read by linear probes (pair_evaluation.py), fitted to `train`: what it was
-        trained on, by default the data of `fit`. Other networks need no `train`.
+        A network that learned without labels is read by linear probes (pair_evaluation.py), fitted to `probe_on`: labelled
+        data, or None: `train`. That is what it was trained on; if it is not given, both are those of `fit`. Other networks
+        need neither. Raises BadData, InvalidChoice (labelled.py).
         """
         self.settle()
+        probe_on = self.probe_on if probe_on is None and train is None else probe_on
+        labelled = None if probe_on is None else as_data(probe_on)
         held_out, depth = as_data(data), self.credit.readout(self.phase, self.stages)
         refresh = self._refreshing() if self.replicas > 1 else None
         if self.credit.self_supervised:
             known = self.training_data if train is None else train
             known = known if known is None or isinstance(known, Domains) else as_data(known)
+            check_scoring(self.credit, known, labelled, held_out)
             if getattr(known, "views", 1) == 2 and not all(getattr(s.loss, "known", True) for s in self.template):
                 self.credit.meet(self, known)  # some losses depend on the training data
-            return evaluate_pairs(self, known, held_out, batch_size, depth, refresh)
+            return evaluate_pairs(self, known, held_out, batch_size, depth, refresh, labelled)
+        check_scoring(self.credit, None, labelled, held_out)
         batches = held_out.batches(batch_size, epoch=0, seed=self.seed, train=False, device=self.device)
         return evaluate(self, batches, depth, refresh)
 
@@ -705,41 +695,3 @@ class Trainer:
             "resident": resident,
         }
         return load_state(cls, path, given)
-
-
-def _check_world(world: World, credit: CreditRule, consensus: ConsensusRule, workers: int) -> None:
-    """Rules that leave the communicating to PyTorch want a process for every worker, some want one for all."""
-    if consensus.needs_one_process and world.crew.size > 1:
-        raise InvalidChoice(
-            f"{consensus!r} keeps all replicas on one device, in one process, got {world.crew.size} processes; start one, or "
-            "take another form."
-        )
-    if consensus.free and isinstance(world, InProcess):
-        raise InvalidChoice(
-            f"{consensus!r} lets replicas run as fast as they can, which means nothing in one process without a clock; take "
-            "--world simulated or distributed, or pairing='clocks', which gives the same numbers everywhere."
-        )
-    for rule in (credit, consensus):
-        if rule.needs_processes and (not isinstance(world, Distributed) or world.crew.size != workers):
-            raise InvalidChoice(
-                f"{rule.name} leaves the communicating to PyTorch and needs a process for each of the {workers} workers, got "
-                f"{world.crew.size}; start it with 'unlocked launch --processes {workers} -- train …' or compare with "
-                "--world distributed."
-            )
-
-
-def _device_of(chain: Chain) -> torch.device:
-    return next((parameter.device for parameter in chain.parameters()), torch.device("cpu"))
-
-
-def _check_arguments(chain: Any, replicas: int, accumulate: int, clip: float | None) -> None:
-    if not isinstance(chain, Chain):
-        raise InvalidChoice(
-            f"Trainer takes a Chain, got {type(chain).__name__}; make one with ul.cut(model, stages=…, like=x)."
-        )
-    if not isinstance(replicas, int) or replicas < 1:
-        raise InvalidChoice(f"replicas={replicas} is not possible; give a whole number of at least 1.")
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise InvalidChoice(f"accumulate={accumulate} is not possible; give a whole number of at least 1.")
-    if clip is not None and not clip > 0:
-        raise InvalidChoice(f"clip={clip} is not possible; give a positive norm, or None.")
