@@ -318,9 +318,9 @@ def test_methods_lists_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(name in text for text in [capsys.readouterr().out] for name in names)
 
 
-def test_listing_methods_brings_no_heavy_imports() -> None:
+def test_listing_methods_and_the_digits_bring_no_heavy_imports() -> None:
     heavy = "transformers matplotlib sklearn scipy"
-    code = "import sys; from unlocked.cli import main; main(['methods']); "
+    code = "import sys; from unlocked.cli import main; from unlocked.data import load; main(['methods']); load('digits'); "
     code += f"print([name for name in '{heavy}'.split() if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.splitlines()[-1] == "[]"
