@@ -24,9 +24,7 @@ appended to --log and not done again. Ends with one line RESULT {json}.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,12 @@ from typing import Any
 import torch
 
 import unlocked as ul
-from unlocked.allocator import keep_freed_memory
 
 from common import result
 from gossiping import rates, reporting, throughput
 from gossiping.drawing import draw
 from gossiping.training import METHODS, Recipe, Row, Task, run
+from logged_runs import append, finished, read
 from pipelines.crew import run_crew
 
 FULL = {
@@ -124,46 +122,21 @@ def tasks(options: argparse.Namespace) -> Iterator[Task]:
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
-_shared: Any = None  # in a process of the pool: the recipe and the data
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    global _shared
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    _shared = (recipe_of(options), *load(options))
-
-
-def _run(task: Task) -> Row:
-    return run(task, *_shared)
-
-
-def finished(todo: list[Task], options: argparse.Namespace) -> Iterator[Row]:
-    """The row of each task, as they come."""
-    if options.jobs == 1:
-        _prepare(options)
-        yield from map(_run, todo)
-        return
-    with ProcessPoolExecutor(options.jobs, initializer=_prepare, initargs=(options,)) as pool:
-        yield from (future.result() for future in as_completed([pool.submit(_run, task) for task in todo]))
-
 
 def accuracies(options: argparse.Namespace) -> dict[str, Any]:
     """All trainings that are not in the log, then the tables of those asked for."""
-    options.log.parent.mkdir(parents=True, exist_ok=True)
     settings = asdict(recipe_of(options)) | {name: getattr(options, name) for name in ("data", "size", "subset")}
     settings["data"] = options.data.partition(":")[0]
-    lines = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
-    rows = [line["row"] for line in lines if line["settings"] == settings]
+    rows = [line["row"] for line in read(options.log, settings)]
     done = {Task(*(row[name] for name in Task._fields)) for row in rows}
     wanted = list(tasks(options))
     todo = [task for task in wanted if task not in done and not options.table]
-    for k, row in enumerate(finished(todo, options) if todo else ()):
+    shared = (recipe_of(options), *load(options)) if todo else ()
+    for k, (task, row) in enumerate(finished(run, todo, shared, options.jobs), start=1):
         rows.append(row)
-        with options.log.open("a") as file:
-            file.write(json.dumps({"settings": settings, "row": row}) + "\n")
+        append(options.log, [{"settings": settings, "row": row}])
         told = "not finite" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %, {row['seconds']:.0f} s"
-        print(f"{k + 1}/{len(todo)} {' '.join(map(str, Task(*(row[n] for n in Task._fields))))}: {told}", flush=True)
+        print(f"{k}/{len(todo)} {' '.join(map(str, task))}: {told}", flush=True)
     rows = [row for row in rows if Task(*(row[name] for name in Task._fields)) in wanted]
     found = reporting.report(rows)
     if options.plot is not None:

@@ -17,7 +17,6 @@ done again, and are in the table and the picture, too.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import fmean, stdev
@@ -34,6 +33,7 @@ from unlocked.rng import seed_of
 
 from common import accuracy, result
 from cyclics.losses import Losses, draw
+from logged_runs import append, read
 
 COUNT = 4  # replicas and stages
 METHODS: dict[str, ul.consensus.Consensus] = {
@@ -152,19 +152,16 @@ def _shown(spread: Spread, digits: int) -> str:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
-    options.log.parent.mkdir(parents=True, exist_ok=True)
     chosen = ("width", "subset", "tested", "batch", "epochs", "full")
     settings = {name: getattr(options, name) for name in chosen}
-    logged = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
-    known = {(row["method"], row["rate"], row["seed"]): row for row in logged if row["settings"] == settings}
+    known = {(row["method"], row["rate"], row["seed"]): row for row in read(options.log, settings)}
     train, test = load(options)
     tasks = [(name, rate, seed) for rate in options.rates for seed in range(options.seeds) for name in METHODS]
     for k, task in enumerate(tasks):
         if task in known:
             continue
         row = known[task] = run(*task, train, test, options)
-        with options.log.open("a") as file:
-            file.write(json.dumps(row | {"settings": settings}) + "\n")
+        append(options.log, [row | {"settings": settings}])
         told = "not finite" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f} %"
         name, rate, seed = task
         print(f"{k + 1}/{len(tasks)} {name} rate {rate:g} seed {seed}: {told}, {row['seconds']:.0f} s", flush=True)

@@ -13,11 +13,9 @@ each. A finished run's line is appended to --log, and runs in the log are not do
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from unlocked.method_names import make_credit, make_mitigation, parse_method
 from unlocked.rng import seed_of
 
 from common import result
+from logged_runs import append, finished, read
 
 METHODS = (  # method, J, k
     ("backprop", 4, 1),
@@ -50,7 +49,6 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
 def run(task: tuple[str, int, int, int], options: argparse.Namespace) -> dict[str, Any]:
     """One training; its test accuracy after the last epoch, with the weights as they are."""
     text, stages, k, seed = task
-    torch.set_num_threads(1)
     train, test = load(options)
     method = parse_method(text)
     with torch.random.fork_rng():
@@ -136,20 +134,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.full:
         options.width, options.subset, options.micro, options.epochs = 1.0, None, 64, 300
-    options.log.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
+    done = read(options.log)
     known = {(row["method"], row["stages"], row["k"], row["seed"]) for row in done}
     tasks = [(*method, seed) for seed in range(options.seeds) for method in METHODS if (*method, seed) not in known]
-    with ProcessPoolExecutor(options.jobs) as pool:
-        for future in as_completed([pool.submit(run, task, options) for task in tasks]):
-            row = future.result()
-            done.append(row)
-            with options.log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(
-                f"{row['method']} J = {row['stages']} k = {row['k']} seed {row['seed']}: {100 * row['accuracy']:.1f} %",
-                flush=True,
-            )
+    for (method, stages, k, seed), row in finished(run, tasks, (options,), options.jobs):
+        done += append(options.log, [row])
+        print(f"{method} J = {stages} k = {k} seed {seed}: {100 * row['accuracy']:.1f} %", flush=True)
     order = {method: index for index, method in enumerate(METHODS)}
     done = [row for row in done if (row["method"], row["stages"], row["k"]) in order]
     done.sort(key=lambda row: (order[row["method"], row["stages"], row["k"]], row["seed"]))

@@ -15,21 +15,17 @@ not done again. Printed: accuracies beside the thesis', its orderings with an er
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import unlocked as ul
-from unlocked.allocator import keep_freed_memory
 
 from common import result
 from guessing import tables
 from guessing.cases import GRID, cases, grid, rate
 from guessing.training import Task, run
+from logged_runs import append, finished, read
 
 FULL = {
     "width": 1.0,
@@ -42,19 +38,6 @@ FULL = {
     "halved": True,
 }
 GRID_SEED = 100  # none of those that are reported
-
-_shared: Any = None  # in a process of the pool: what all its tasks need
-
-
-def _prepare(sets: tuple[Any, Any], options: argparse.Namespace) -> None:
-    global _shared
-    _shared = sets, options
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-def _run_shared(task: Task) -> dict[str, Any]:
-    return run(task, *_shared)
 
 
 def tasks_of(options: argparse.Namespace) -> list[Task]:
@@ -77,14 +60,10 @@ def train(tasks: Sequence[Task], options: argparse.Namespace, settings: dict[str
         f"parquet:{options.data}", augment="crop-flip", subset=options.subset, size=options.size
     )
     test = ul.data.from_tensors(test.x[: options.tested], test.y[: options.tested], like=training)
-    lines = []
-    with ProcessPoolExecutor(options.jobs, initializer=_prepare, initargs=((training, test), options)) as pool:
-        for future in as_completed([pool.submit(_run_shared, task) for task in tasks]):
-            lines.append(future.result() | {"settings": settings})
-            with options.log.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-            line = lines[-1]
-            print(line["stages"], tables.case_of(line).label, line["seed"], line["rate"], line["accuracy"], flush=True)
+    lines: list[tables.Line] = []
+    for task, row in finished(run, tasks, ((training, test), options), options.jobs):
+        lines += append(options.log, [row | {"settings": settings}])
+        print(row["stages"], task.case.label, row["seed"], row["rate"], row["accuracy"], flush=True)
     return lines
 
 
@@ -120,10 +99,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    options.log.parent.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(options, name) for name in FULL}
-    lines = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
-    lines = [line for line in lines if line["settings"] == settings]
+    lines = read(options.log, settings)
     tasks = tasks_of(options)
     if not options.table and (todo := left(tasks, lines)):
         lines += train(todo, options, settings)

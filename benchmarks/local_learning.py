@@ -13,24 +13,22 @@ run's line is appended to --log, and runs in the log with the same settings are 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import unlocked as ul
-from unlocked.allocator import keep_freed_memory
 from unlocked.errors import NonFiniteLoss
 from unlocked.method_names import make_credit, parse_method
 from unlocked.rng import seed_of
 
 from common import result
+from logged_runs import append, finished, read
 
 FULL = {
     "width": 1.0,
@@ -133,20 +131,6 @@ def _schedule(options: argparse.Namespace, steps: int) -> Any:
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-_shared: Any = None  # in a process of the pool: what all its tasks need
-
-
-def _prepare(sets: tuple[Any, Any], options: argparse.Namespace) -> None:
-    global _shared
-    _shared = sets, options
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-def _run_shared(task: Task) -> dict[str, Any]:
-    return run(task, *_shared)
-
-
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over the seeds, a line each."""
     lines = []
@@ -200,10 +184,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    options.log.parent.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(options, name) for name in FULL}
-    lines = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
-    lines = [line for line in lines if line["settings"] == settings]
+    lines = read(options.log, settings)
     wanted = [case for case in cases(options) if not options.only or case.name in options.only]
     known = {(line["name"], line["stages"], line["groups"], line["seed"]) for line in lines}
     tasks = [Task(case, seed) for seed in options.seeds for case in wanted if (*case[:3], seed) not in known]
@@ -212,12 +194,9 @@ def main() -> None:
             f"parquet:{options.data}", augment="crop-flip", subset=options.subset, size=options.size
         )
         test = ul.data.from_tensors(test.x[: options.tested], test.y[: options.tested], like=train)
-        with ProcessPoolExecutor(options.jobs, initializer=_prepare, initargs=((train, test), options)) as pool:
-            for future in as_completed([pool.submit(_run_shared, task) for task in tasks]):
-                lines.append(future.result() | {"settings": settings})
-                with options.log.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-                print({key: value for key, value in lines[-1].items() if key not in ("settings", "text")}, flush=True)
+        for _, row in finished(run, tasks, ((train, test), options), options.jobs):
+            lines += append(options.log, [row | {"settings": settings}])
+            print({key: value for key, value in row.items() if key != "text"}, flush=True)
     order = {case[:3]: k for k, case in enumerate(wanted)}
     lines = [line for line in lines if (line["name"], line["stages"], line["groups"]) in order]
     lines.sort(key=lambda line: (order[line["name"], line["stages"], line["groups"]], line["seed"]))

@@ -18,22 +18,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 import unlocked as ul
-from unlocked.allocator import keep_freed_memory
 from unlocked.data import Data
 from unlocked.errors import NonFiniteLoss
 
 from common import result
+from logged_runs import append, finished, read
 from populations.drawing import accuracies
 from populations.scoring import Row, scored, table
 from populations.training import Recipe, methods, trained
@@ -137,37 +135,6 @@ def run(task: Task, sets: Sets, options: argparse.Namespace) -> list[Row]:
     ]
 
 
-_shared: Any = None  # in a process of the pool: what all its tasks need
-
-
-def _prepare(shared: Any) -> None:
-    global _shared
-    _shared = shared
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-def _run_shared(task: Task) -> list[Row]:
-    return run(task, *_shared)
-
-
-def finished(todo: list[Task], options: argparse.Namespace) -> Iterator[list[Row]]:
-    """The lines of each task, as they come."""
-    shared = load(options), options
-    if options.jobs == 1:
-        _prepare(shared)
-        yield from map(_run_shared, todo)
-        return
-    with ProcessPoolExecutor(options.jobs, initializer=_prepare, initargs=(shared,)) as pool:
-        yield from (future.result() for future in as_completed([pool.submit(_run_shared, task) for task in todo]))
-
-
-def known(path: Path, settings: Row) -> list[Row]:
-    """The lines in the log of runs with these settings."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if line["settings"] == settings]
-
-
 def ordered(lines: Iterable[Row], options: argparse.Namespace) -> list[Row]:
     """As in the thesis' tables; what was not asked for is left out."""
     names = options.methods or list(methods(options.p, options.alpha))
@@ -180,17 +147,15 @@ def ordered(lines: Iterable[Row], options: argparse.Namespace) -> list[Row]:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
-    options.log.parent.mkdir(parents=True, exist_ok=True)
     chosen = ("network", "width", "size", "subset", "tested", "epochs", "full")
     settings = {name: getattr(options, name) for name in chosen}
-    lines = known(options.log, settings)
+    lines = read(options.log, settings)
     done = {Task(line["setting"], line["seed"], line["method"], line["members"]) for line in lines}
     todo = [task for task in tasks(options) if task not in done and not options.table]
-    for k, rows in enumerate(finished(todo, options) if todo else ()):
-        lines += rows
-        with options.log.open("a") as file:
-            file.write("".join(json.dumps(row | {"settings": settings}) + "\n" for row in rows))
-        print(f"{k + 1}/{len(todo)} {_told(rows[-1])}", flush=True)
+    shared = (load(options), options) if todo else ()
+    for k, (_, rows) in enumerate(finished(run, todo, shared, options.jobs), start=1):
+        lines += append(options.log, [row | {"settings": settings} for row in rows])
+        print(f"{k}/{len(todo)} {_told(rows[-1])}", flush=True)
     lost = [line for line in lines if line["scores"] is None]
     print(f"{len(lost)} runs with a loss that was not finite")
     found = table(

@@ -18,14 +18,10 @@ the same settings are not done again. The 95 % intervals of the orderings are St
 from __future__ import annotations
 
 import argparse
-import json
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from unlocked.allocator import keep_freed_memory
 
 from common import result
 from contrasts.cases import TEACHER, Case, cases, orderings
@@ -33,6 +29,7 @@ from contrasts.costing import own_costs, thesis_costs
 from contrasts.drawing import draw
 from contrasts.reporting import accuracies, agreement, by_depth, verdicts
 from contrasts.training import Sets, Settings, load, oracle_folder, run
+from logged_runs import append, finished, read
 
 FULL = {
     "network": "resnet50",
@@ -91,18 +88,7 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-_shared: Any = None  # in a process of the pool: what all its tasks need
-
-
-def _prepare(sets: Sets, settings: Settings, options: argparse.Namespace) -> None:
-    global _shared
-    _shared = sets, settings, options
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-def _run_shared(task: Task) -> dict[str, Any]:
-    sets, settings, options = _shared
+def _run(task: Task, sets: Sets, settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     oracle = oracle_folder(options.log, settings, task.seed)
     return run(task.case, task.seed, sets, settings, oracle, task.seed == options.seeds[0], options.device)
 
@@ -127,19 +113,14 @@ def train(options: argparse.Namespace, settings: Settings, lines: list[dict[str,
     missing = tasks(options, settings, lines)
     if not missing:
         return lines
-    sets = load(options.data, settings)
-    with ProcessPoolExecutor(options.jobs, initializer=_prepare, initargs=(sets, settings, options)) as pool:
-        teachers = [task for task in missing if task.case == TEACHER]
-        for some in (teachers, [task for task in missing if task.case != TEACHER]):
-            for future in as_completed([pool.submit(_run_shared, task) for task in some]):
-                line = {**future.result(), "settings": settings.text}
-                with options.log.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                lines = [row for row in lines if not _same(row, line)] + [line]
-                shown = line["depths"][-1]["probe"] if "depths" in line else line["lost"]
-                print(
-                    line["name"], line["stages"], line["seed"], shown, f"{line.get('cpu_seconds', 0):.0f} s", flush=True
-                )
+    shared = load(options.data, settings), settings, options
+    teachers = [task for task in missing if task.case == TEACHER]
+    for some in (teachers, [task for task in missing if task.case != TEACHER]):
+        for _, row in finished(_run, some, shared, options.jobs):
+            (line,) = append(options.log, [{**row, "settings": settings.text}])
+            lines = [row for row in lines if not _same(row, line)] + [line]
+            shown = line["depths"][-1]["probe"] if "depths" in line else line["lost"]
+            print(line["name"], line["stages"], line["seed"], shown, f"{line.get('cpu_seconds', 0):.0f} s", flush=True)
     return lines
 
 
@@ -154,9 +135,7 @@ def main() -> None:
     if options.costs:
         own = own_costs(settings.network, settings.width, settings.size or 32, options.stages, settings.batch)
         return result("self_supervised_costs", own=own, resnet50=thesis_costs(), settings=settings._asdict())
-    options.log.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
-    lines = [line for line in lines if line["settings"] == settings.text]
+    lines = read(options.log, settings.text)
     lines = lines if options.table else train(options, settings, lines)
     wanted = list(cases(options.stages))
     rows = accuracies(lines, wanted)

@@ -359,3 +359,16 @@ def test_self_supervised_rules_are_measured_on_the_encoder():
             calibrate_command._plan(commands.Calibrate(**options, credit=credit)).recipe["model"].get("encoder")
             is encoder
         )
+
+
+@pytest.mark.parametrize("credit", ["oracle-simclr", "dgssl-llm"])
+def test_rules_with_an_oracle_are_measured_without_asking_it(credit):
+    """On two views of each sample; their losses compare the stages' own projections in the oracle's place."""
+    model = ul.models.encoder(ul.models.mlp((6,), 3, width=8, depth=2))
+    recipe = ul.cut(model, 2, like=torch.randn(2, 6)).recipe
+    plan = calibrate_command.Plan(recipe, (6,), classes=3, credit=f"{credit}(oracle=nowhere)", samples=5)
+    chain = plan.chain()
+    assert plan.rows(chain) == (2, 10)
+    for stage in measure_stages(chain, (10,), windows=1, seconds=0.01):
+        assert stage[10]["head-forward"] > 0 and stage[10]["head-backward"] > 0
+    assert chain[0].loss.reads_oracle

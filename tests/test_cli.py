@@ -319,8 +319,10 @@ def test_methods_lists_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_listing_methods_and_the_digits_bring_no_heavy_imports() -> None:
-    heavy = "transformers matplotlib sklearn scipy"
-    code = "import sys; from unlocked.cli import main; from unlocked.data import load; main(['methods']); load('digits'); "
+    heavy = "transformers matplotlib sklearn scipy pyarrow"
+    code = (
+        "import sys; from unlocked.cli import main; from unlocked.data import load; main(['methods']); load('digits'); "
+    )
     code += f"print([name for name in '{heavy}'.split() if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.splitlines()[-1] == "[]"

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from unlocked.data import Data, as_data, from_tensors, load
+from unlocked.data import Data, as_data, digits, from_tensors, load
 from unlocked.data import augment as augmentation
-from unlocked.data import digits
 from unlocked.data.dataset import statistics
 from unlocked.data.order import Moment, permutation
 from unlocked.data.split import stratified_order

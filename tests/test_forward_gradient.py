@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -460,6 +461,56 @@ def test_a_local_guess_of_a_local_target_has_cosine_one_and_no_error(space):
     for where in ("weights", "activations"):
         assert notes[f"cosine of guess and target, {where}"][:2] == pytest.approx([1, 1])
     assert notes["squared error of the estimate"][:2] == pytest.approx([0, 0], abs=1e-20)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_under_a_shared_scalar_a_stage_notes_the_error_of_its_part(normalise):
+    made = rule("local", insertion="shared", mode="two-backward", normalise=normalise, watch=True)
+    session = trainer(made, stages=4)
+    chain, (x, y) = copy.deepcopy(session.chains[0]), batch()
+    session.step(x, y)
+    outputs, losses = reference(chain, x, y)
+    bodies = [list(stage.body.parameters()) for stage in list(chain)[:-1]]
+    ts, gs = [grads(losses[-1], row) for row in bodies], [grads(losses[j], row) for j, row in enumerate(bodies)]
+    flat = torch.nn.utils.parameters_to_vector
+    s = sum(flat(t) @ flat(g) for t, g in zip(ts, gs))
+    s = s / sum(flat(g) @ flat(g) for g in gs) if normalise else s
+    for j, (t, g) in enumerate(zip(ts, gs)):
+        cosines = [nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in zip(t, g)]
+        (dt,), (dg,) = grads(losses[-1], [outputs[j]]), grads(losses[j], [outputs[j]])
+        assert dict(session.workers[j].notes) == pytest.approx({
+            "cosine of guess and target, activations": nn.functional.cosine_similarity(dt, dg).mean().item(),
+            "cosine of guess and target, weights": torch.stack(cosines).mean().item(),
+            "squared error of the estimate": ((s * flat(g) - flat(t)).square().sum() / flat(t).square().sum()).item(),
+        })  # fmt: skip
+    assert session.workers[-1].notes == []
+
+
+@pytest.mark.covering(2)
+@pytest.mark.parametrize(
+    "insertion, target",
+    [("tensor", "global"), ("tensor", "intermediate"), ("shared", "global"), ("activity", "global")],
+)
+@pytest.mark.parametrize("guess", GUESSES)
+@pytest.mark.parametrize("mode", ["forward", "two-backward"])
+def test_watching_changes_no_bit_of_the_weights_that_are_trained(mode, guess, insertion, target):
+    trained = []
+    for watch in (True, False):
+        session = trainer(rule(guess, target, insertion, mode, watch=watch), model=mlp(dropout=0.2), stages=4, clip=0.1)
+        for k in range(2):
+            session.step(*batch(seed=k))
+        trained.append(session.chains[0].state_dict())
+    assert all(torch.equal(trained[0][name], x) for name, x in trained[1].items())
+
+
+@pytest.mark.parametrize("mode", ["forward", "two-backward"])
+def test_a_guess_of_activations_beside_heads_is_drawn_alike_in_every_world(mode):
+    trained = []
+    for world in (None, ul.worlds.Simulated()):
+        session = trainer(rule("gaussian", "local", "activity", mode), stages=4, world=world)
+        session.step(*batch())
+        trained.append(session.chains[0].state_dict())
+    assert all(torch.equal(trained[0][name], x) for name, x in trained[1].items())
 
 
 def test_slices_add_up_and_do_not_overlap():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from unlocked.callbacks import TensorBoard
 from unlocked.errors import BadData
 from unlocked.report import write_report
 from unlocked.report.notes import bounds, over_depth, over_epochs
@@ -103,6 +104,32 @@ def test_the_lines_are_the_numbers_of_the_event_log(tmp_path: Path) -> None:
     last = over_depth("dgssl", method.runs, "negatives kept")
     assert last is not None and last.x == [0.0, 1.0, 2.0] and last.y == pytest.approx([0.375, 0.3, 0.225])
     assert last.spread[0] == pytest.approx(0.25 / 2**0.5)
+
+
+def test_tensorboard_has_the_notes_stage_by_stage(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer: Any = None
+    writer = TensorBoard(tmp_path)
+    for k, noted in enumerate([*NOTES, None], start=1):
+        record = {"step": 5 * k, "losses": [None, 0.5 * k], "samples_per_second": 1.0}
+        writer.on_epoch(trainer, record | ({} if noted is None else {"notes": noted}))
+    writer.on_stop(trainer, "finished")
+    read = EventAccumulator(str(tmp_path)).Reload()
+
+    def curve(tag: str) -> list[tuple[int, float]]:
+        return [(event.step, pytest.approx(event.value)) for event in read.Scalars(tag)]
+
+    tags = set(read.Tags()["scalars"])
+    assert {tag for tag in tags if tag.startswith("loss/")} == {"loss/stage1"}
+    assert curve("loss/stage1") == [(5, 0.5), (10, 1.0), (15, 1.5)]
+    (cosine,) = {tag.rsplit("/", 1)[0] for tag in tags if "cosine" in tag}
+    told = {f"notes/{name}/stage{j}" for name in NOTES[0] for j in range(3)} - {"notes/positives kept/stage0"}
+    told |= {f"{cosine}/stage0", f"{cosine}/stage2"}
+    assert {tag for tag in tags if tag.startswith("notes/")} == told
+    assert curve("notes/negatives kept/stage1") == [(5, 0.7), (10, 0.4)]
+    assert curve("notes/positives kept/stage2") == [(5, 0.9), (10, 0.7)] and curve(f"{cosine}/stage2") == [(10, 0.2)]
 
 
 def test_shares_and_cosines_have_their_range() -> None:

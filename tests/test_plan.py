@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import unlocked as ul
-from unlocked import cli
+from unlocked import cli, running
 from unlocked.config import resolve
 from unlocked.method_names import parse_method
 from unlocked.planning import ACCURACY, Cuts, predicting
@@ -338,8 +338,9 @@ def test_what_cannot_be_split_says_what_would_help():
 
 def test_rules_that_refuse_each_other_are_not_feasible():
     plan = planned(4, credit=["dgssl(projector=0c2f)"], consensus=["acco"])
-    (refused,) = (one for one in plan.infeasible if one.method == "dgssl(projector=0c2f)/acco@2")
-    assert "judges all views of an update together" in refused.reason
+    refused = [one for one in plan.infeasible if one.method == "dgssl(projector=0c2f)/acco@2"]
+    assert [one.stages for one in refused] == [1, 2]
+    assert all("judges all views of an update together" in one.reason for one in refused)
 
 
 def test_every_rule_is_tried_once_on_every_mesh_and_those_of_torch_are_named():
@@ -566,6 +567,33 @@ def test_the_command_to_train_by_is_one_that_train_takes(capsys):
         assert (str(method), options.stages, options.accumulate) == (best["method"], best["stages"], best["accumulate"])
         whole = config.batch_size * (1 if best["networks"] == best["replicas"] else best["replicas"])
         assert (whole, config.model_options["width"]) == (32, 16)
+
+
+@pytest.mark.parametrize("credit", ["dgssl", "simclr"])
+def test_a_rule_without_labels_is_planned_as_it_is_trained(credit, capsys):
+    """The encoder, its projectors, two views of every sample; by the command that the plan gives."""
+    words = shlex.split("plan --model mlp --input 1x8x8 --width 16 --depth 3 --devices 2 --batch 32 --objective memory")
+    assert cli.main([*words, "--credit", credit, "--consensus", "wash", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = next(row for row in found["rows"] if row["stages"] == 2)
+    assert (row["method"], found["headline"].count("backprop")) == (credit, 0)
+    words = shlex.split(found["train"])
+    options = cli._parse([*words[words.index("train") :], "--stages", "2", "--replicas", "1"], False)
+    train = ul.data.from_tensors(
+        torch.zeros(32, 1, 8, 8, dtype=torch.uint8), torch.arange(32) % 10, augment=options.augment
+    )
+    config = resolve(options, parse_method(credit), 0, 1)
+    trainer = running.make_trainer(config, train)
+    (images,) = train.batches(32, epoch=0, seed=0)
+    trainer.step(*images)
+    _, planned = Cuts(ul.models.mlp((1, 8, 8), 10, width=16, depth=3), torch.zeros(2, 1, 8, 8)).profiled(
+        2, trainer.credit
+    )
+    assert planned == profile(trainer.template)
+    sizes = [sum(x.numel() for x in stage.parameters()) for stage in trainer.chains[0]]
+    assert [stage.trained for stage in planned.stages] == [4 * size for size in sizes]
+    sent = trainer.bytes_sent
+    assert row["bytes_up"] == sent["activation"] == 64 * 16 * 4 and row["bytes_down"] == sent.get("gradient", 0)
 
 
 def test_texts_are_planned_too(capsys):

@@ -384,6 +384,13 @@ def test_memory_of_an_accelerator_is_kept_until_its_copies_are_done():
     "options, words",
     [
         ({"credit": ul.credit.Backprop()}, "under backprop a stage waits for gradients"),
+        ({"credit": ul.credit.MeZO()}, "under mezo a stage waits for scalars of other stages"),
+        ({"credit": ul.credit.NodePerturbation()}, "under node-perturbation a stage waits for scalars"),
+        ({"credit": ul.credit.ForwardGradient("gaussian")}, "under forward-gradient a stage waits for scalars"),
+        (
+            {"credit": ul.credit.ForwardGradient("gaussian", mode="two-backward")},
+            "under forward-gradient a stage waits for gradients",
+        ),
         ({"credit": ul.credit.Interlocking(1, head=SMALL, budget=None)}, "under interlocking"),
         ({"credit": ul.credit.PipeDream(), "accumulate": 1}, "under pipedream"),
         ({"consensus": ul.consensus.WASH(p=0.1), "replicas": 2}, "wash looks at the weights of all stages"),

@@ -25,8 +25,10 @@ from unlocked.method_names import make_credit, parse_method
 from unlocked.pairs import Judged, PairLoss
 from unlocked.probes.predicted import predicted
 from unlocked.probes.step import Metering
-from unlocked.simulation.costs import Costs, StageCosts
+from unlocked.simulation import Device, Hardware, uniform
+from unlocked.simulation.costs import Costs, StageCosts, costs_of
 from unlocked.simulation.profile import profile
+from unlocked.worlds import Simulated
 
 import methods
 from methods import CONTRASTS, assert_same, batch, mlp, momentum, name_of, state
@@ -388,9 +390,9 @@ def test_the_oracle_sees_every_batch_once_in_evaluation_mode():
     assert session.bytes_sent["oracle"] == 2 * 24 * 4 * 8
 
 
-@pytest.mark.parametrize("row", [row for row in CONTRASTS if "oracle" not in row.name], ids=name_of)
+@pytest.mark.parametrize("row", [row for row in CONTRASTS if row.name != "dgssl-llm-oracle"], ids=name_of)
 def test_shapes_alone_give_the_acts_of_training(row):
-    """Every message and every computation; but of an oracle's rows, which are taken to have 128 entries."""
+    """Every message and every computation."""
     rule = row.make()
     session = trainer(rule, ul.consensus.AllReduce(), stages=2, accumulate=2, replicas=2)
     session.step(*batch(16))
@@ -400,10 +402,33 @@ def test_shapes_alone_give_the_acts_of_training(row):
     )
     found = [Counter((*act[:4], act.channel) for act in acts if act.kind != "M") for acts in (session.timeline, shapes)]
     assert found[0] == found[1]
-    for channel in ("activation", "gradient", "pairs", "all-reduce"):
-        assert sum(a.bytes for a in shapes if a.channel == channel) == sum(
+    for channel in ("activation", "gradient", "pairs", "oracle", "all-reduce"):
+        times = 2 if channel == "oracle" else 1  # it has the data's type, which is float32 where there are shapes only
+        assert times * sum(a.bytes for a in shapes if a.channel == channel) == sum(
             a.bytes for a in session.timeline if a.channel == channel
         )
+
+
+def test_the_simulated_clock_charges_an_oracle_s_forward_as_a_stage_s_and_changes_no_weight():
+    device = Device(flops=1e6, memory_bandwidth=1e6)
+    oracles = [nn.Identity(), nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 3)).double()]
+    found = []
+    for rule in (ul.credit.DGSSL(dimension=6), *(ul.credit.OracleSimCLR(o, -1, 1, dimension=6) for o in oracles)):
+        world = Simulated(Hardware(device, network=uniform(0.0, 1e3)))
+        session = trainer(rule, stages=1, accumulate=2, world=world)
+        session.step(*batch(24))
+        found.append((session.world.clock(), state(session)))
+    (plain, _), (free, _), (asked, _) = found
+    for _, weights in found[1:]:
+        assert_same(weights, found[0][1])
+    of_a_stage = costs_of(profile(ul.Chain([ul.Stage(oracles[1])], batch()[0])), device)[0].of(("forward",), 12)
+    assert plain < free and of_a_stage > 12 * 2 * 40 * 8 / 1e6  # the loss has more to compare
+    assert asked - free == pytest.approx(2 * of_a_stage)  # for each micro-batch
+    above = trainer(ul.credit.OracleSimCLR(oracles[1], -1, 1, dimension=6), stages=2, world=Simulated(world.hardware))
+    above.step(*batch(24))
+    (sent,) = (act for act in above.timeline if act.kind == "S" and act.channel == "oracle")
+    (taken,) = (act for act in above.timeline if act.kind == "R" and act.channel == "oracle")
+    assert sent.bytes == 24 * 3 * 8 and taken.end - sent.start >= sent.bytes / 1e3
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------------
@@ -526,7 +551,7 @@ GROUPED = {"groups": 2}
         (lambda: trainer(ul.credit.OracleSimCLR()), "oracle-simclr needs an oracle"),
         (lambda: trainer(ul.credit.OracleSimCLR(3)), "oracle is a int"),
         (
-            lambda: trainer(ul.credit.OracleSimCLR("/no/such/run")),
+            lambda: ul.credit.OracleSimCLR("/no/such/run").check_data(images(), 8, 1),
             "oracle-simclr's oracle /no/such/run cannot be read: There is no checkpoint",
         ),
         (lambda: trainer(ul.credit.OracleSimCLR(nn.Linear(9, 2).double())), "cannot read inputs of shape (5,)"),
@@ -557,7 +582,30 @@ def test_an_oracle_is_a_run_with_a_projector(tmp_path):
     session.step(batch()[0].float(), batch()[1])
     session.save(tmp_path / "supervised")
     with pytest.raises(ul.UnlockedError, match="a network without a projector, trained by backprop"):
-        trainer(ul.credit.OracleSimCLR(str(tmp_path / "supervised")))
+        ul.credit.OracleSimCLR(str(tmp_path / "supervised")).check_data(images(), 8, 1)
+
+
+@pytest.mark.parametrize("rule", [ul.credit.OracleSimCLR, ul.credit.DGSSLLLM])
+def test_a_run_whose_oracle_is_gone_can_be_exported_but_not_trained_on(rule, tmp_path):
+    data = images()
+
+    def session(credit):
+        chain = ul.cut(ul.models.encoder(ul.models.cnn((1, 4, 4), 2, width=4, depth=2)), 2, like=data.x[:4])
+        return ul.Trainer(chain, credit=credit, optimizer=momentum)
+
+    before, after = tmp_path / "before", tmp_path / "after"
+    session(ul.credit.SimCLR(dimension=6)).save(before)
+    trained = session(rule(oracle=str(before), dimension=6))
+    trained.fit(data, 1, batch_size=12)
+    trained.save(after)
+    before.rename(tmp_path / "elsewhere")
+    opened = ul.Trainer.resume(after)
+    assert_same(opened.averaged().state_dict(), trained.averaged().state_dict())
+    for use in (lambda: opened.fit(data, 2, batch_size=12), lambda: opened.evaluate(data, train=data)):
+        with pytest.raises(
+            ul.UnlockedError, match=f"oracle {before} cannot be read: There is no .* looked for at {before}"
+        ):
+            use()
 
 
 def test_the_document_s_example_runs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .errors import InvalidChoice
@@ -53,6 +54,11 @@ def own_memory(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or x.is_meta or x.untyped_storage().nbytes() == x.numel() * x.element_size():
         return x
     return x.clone()
+
+
+def at_least_two(x: Tensor) -> Tensor:
+    """`x`, twice if it is one sample: a BatchNorm in training wants two."""
+    return x if len(x) > 1 else torch.cat([x, x])
 
 
 def one_per_replica(

@@ -66,8 +66,14 @@ def _run(model: nn.Module, x: Tensor) -> None:
     try:
         model(x)
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InvalidChoice(
-            f"BatchNorm statistics cannot be estimated from a batch of {len(x)}; give batches of at least 2 samples."
-        ) from error
+        refuse_one_sample(
+            error,
+            f"BatchNorm statistics cannot be estimated from a batch of {len(x)}; give batches of at least 2 samples.",
+        )
+        raise
+
+
+def refuse_one_sample(error: ValueError, sentence: str) -> None:
+    """Raises InvalidChoice with this sentence if `error` is that of a BatchNorm in training that was given one sample."""
+    if "more than 1 value per channel" in str(error):
+        raise InvalidChoice(sentence) from error

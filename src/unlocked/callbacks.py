@@ -62,7 +62,7 @@ class EventLog(Callback):
 
 
 class TensorBoard(Callback):
-    """Writes losses, accuracies and speed to TensorBoard; needs the extra `track`."""
+    """Writes losses, accuracies, speed and what stages noted to TensorBoard; needs the extra `track`."""
 
     def __init__(self, path: str | Path) -> None:
         try:
@@ -72,9 +72,11 @@ class TensorBoard(Callback):
         self._writer = SummaryWriter(str(path))
 
     def on_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        for stage, loss in enumerate(record["losses"]):
-            if loss is not None:
-                self._writer.add_scalar(f"loss/stage{stage}", loss, record["step"])
+        noted = {f"notes/{name}": row for name, row in record.get("notes", {}).items()}
+        for name, row in {"loss": record["losses"], **noted}.items():
+            for stage, value in enumerate(row):
+                if value is not None:
+                    self._writer.add_scalar(f"{name}/stage{stage}", value, record["step"])
         for name, value in (record.get("validation") or {}).items():
             if isinstance(value, float):
                 self._writer.add_scalar(f"validation/{name}", value, record["step"])

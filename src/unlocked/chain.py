@@ -56,6 +56,7 @@ class Stage(nn.Module):
         self.guess_head: nn.Module | None = None  # a random one that is never trained (credit/forward_gradient.py)
         self.mixed_above = True  # whether stages above may mix the samples of a batch (credit/forward_gradient.py)
         self.loss: Loss = loss or cross_entropy
+        self.watched = False  # whether the head is there to be watched only: then its gradient is clipped by itself
         self.reads_siblings = False  # whether the head reads what all groups of its depth put out
         self.lends: tuple[Loan, ...] = ()
         self.borrows: Loan | None = None

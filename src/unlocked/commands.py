@@ -169,7 +169,8 @@ class Probe:
     plot: Path | None = None
     """Figure to write, .png or .svg: probes, losses, cosines and ranks by depth, and spectra."""
     data: str | None = None
-    """Data as in train; None: that of the run."""
+    """Data as in train; None: that of the run. Of a network that learned without labels, labelled data as in train's
+    --probe-on."""
     subset: int | None = None
     """Only this many training samples; None: as in the run."""
     pool: int = 1

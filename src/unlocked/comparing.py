@@ -21,7 +21,7 @@ from .errors import InvalidChoice
 from .live import LiveComparison, Progress, in_percent
 from .method_names import Method, make_consensus, make_credit, parse_method
 from .run_files import alone_in, machine, read_json, versions, write_json, write_text
-from .running import is_complete, load_data, refuse_other_run, workers_of
+from .running import is_complete, load_sets, refuse_other_run, workers_of
 from .simulation.options import in_words
 from .table import as_markdown, row_of
 from .workers import Outcome, Pool, Task
@@ -102,7 +102,8 @@ def plan(
         _refuse_in_process(method, configs[method][0], world)
         for config in configs[method]:
             refuse_other_run(made.run_folder(method, config.seed), config)
-    load_data(configs[methods[0]][0])  # bad data is one sentence here, not one per run
+    for method in methods:
+        load_sets(configs[method][0])  # bad data is one sentence here, not one per run
     return made
 
 

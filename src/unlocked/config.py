@@ -13,6 +13,7 @@ import torch
 from . import models
 from .cutting import Balance
 from .errors import InvalidChoice, choose
+from .labelled import refuse_probe
 from .method_names import Method, OfStages, make_consensus, make_credit, make_mitigation, parse_method, value
 from .population import Setting, check_initial
 
@@ -28,7 +29,10 @@ class Options:
     """Options that `train` and `compare` share."""
 
     data: str = "digits"
-    """Data: digits, parquet:DIR, folder:DIR or text:FILE."""
+    """Data: digits, parquet:DIR, folder:DIR or text:FILE; without labels parquet:DIR?label=none, folder:DIR?labels=none."""
+    probe_on: str | None = None
+    """Labelled data, as --data, for a network that learns without labels: its probe is fitted to their training images and
+    scored on their test images; None: those of --data."""
     model: str = "cnn"
     """Network: cnn, mlp, gpt, vit, resnet18, -32, -34, -50, -110, vgg6a, vgg8b, vgg16a, vgg19a; revgpt, revvit, revresnet18,
     -34, -50."""
@@ -118,6 +122,7 @@ class RunConfig:
     mitigation: str | None = None
     population: Setting = "homogeneous"
     initial: Literal["same", "different"] = "same"
+    probe_on: str | None = None
     cluster: dict[str, Any] | None = None  # of a simulated run: how it was described (simulation/options.py)
 
     @property
@@ -145,7 +150,9 @@ def resolve(
 ) -> RunConfig:
     """The configuration of one run. Raises InvalidChoice for whatever can be refused without looking at the data."""
     _check_numbers(options)
-    make_credit(method.credit, options.stages)
+    credit = make_credit(method.credit, options.stages)
+    if options.probe_on is not None:
+        refuse_probe(credit)
     check_initial(options.initial, make_consensus(method.consensus, options.stages), method.replicas)
     make_mitigation(method.mitigation, options.stages)
     shared = {name: getattr(options, name) for name in _UNCHANGED}

@@ -38,6 +38,10 @@ class Plan(NamedTuple):
     checkpoint: str | Path | None
     checkpoint_every: int
 
+    def samples(self, rows: int) -> int:
+        """How many samples these rows of training batches are: half as many, if there are two views of each image."""
+        return rows // getattr(self.train, "views", 1)
+
 
 class Fitting:
     """Trains a trainer as planned. On several processes all of them do the same."""
@@ -212,8 +216,7 @@ class Fitting:
         begin = trainer.world.clock()
         losses = self._metered_step(shares) if self._to_be_metered() else trainer.update(shares)
         seconds = trainer.world.clock() - begin
-        views = getattr(self._plan.train, "views", 1)
-        samples = trainer.replicas * len(next(iter(shares.values()))[0]) // views
+        samples = self._plan.samples(trainer.replicas * len(next(iter(shares.values()))[0]))
         trainer.batch_in_epoch += 1
         trainer.elapsed += seconds
         trainer.book.add(losses, samples, seconds)

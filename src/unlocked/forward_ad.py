@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .batch import at_least_two
 from .costs import untouched
 from .dropout import InOrder
 from .errors import InvalidChoice
@@ -100,6 +101,7 @@ def check_forward_mode(body: nn.Module, x: Tensor, where: str) -> None:
     """Raises InvalidChoice if no tangent can be pushed through the body. `x`: an example of its input."""
     try:
         with untouched(body):
+            x = at_least_two(x)
             names = [name for name, p in body.named_parameters() if p.requires_grad][:1]
             push_weights(body, x, {name: torch.zeros_like(body.get_parameter(name)) for name in names})
             if x.is_floating_point():

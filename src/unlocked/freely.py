@@ -85,7 +85,7 @@ class Freely:
         if not worker.last:
             return
         record = {"event": "step", "step": began + 1, "epoch": trainer.epoch, "phase": trainer.phase}
-        samples //= getattr(self._plan.train, "views", 1)
+        samples = self._plan.samples(samples)
         record |= {"losses": mean_losses(losses, trainer.stages), "samples": samples, "seconds": 0.0}
         for callback in self._plan.callbacks:
             callback.on_step(trainer, record)

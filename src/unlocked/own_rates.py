@@ -150,7 +150,7 @@ class OwnRates:
         if not worker.last:
             return
         record = {"event": "step", "step": worker.version, "epoch": trainer.epoch, "phase": trainer.phase}
-        samples //= getattr(self._plan.train, "views", 1)
+        samples = self._plan.samples(samples)
         record |= {"losses": mean_losses(losses, trainer.stages), "samples": samples, "seconds": 0.0}
         for callback in self._plan.callbacks:
             callback.on_step(trainer, record)

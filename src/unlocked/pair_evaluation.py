@@ -3,7 +3,8 @@
     stage j:  (loss^j, probe^j)
     loss^j    of the stage's projector head, over two views of held-out images, drawn as in training; in evaluation mode
     probe^j   accuracy on held-out images, not augmented, of a linear map from the stage's pooled output, fitted in closed
-              form to at most PROBED training images, not augmented (probes/linear_probe.py, probes/features.py)
+              form to at most PROBED training images, not augmented (probes/linear_probe.py, probes/features.py); or to
+              labelled images of another set, if there are some (labelled.py)
 
 held_out_pairs.py says which views, and how many are judged together.
 
@@ -37,6 +38,7 @@ from .evaluation import (
     sweep,
 )
 from .held_out_pairs import PairScore, has_pair_loss, oracle_of, pair_batch_size, pair_batches, parts_of
+from .labelled import as_trained
 from .modes import modes_kept
 from .probes.features import to_rows
 from .probes.linear_probe import ProbeScore, TrainingRows, held_out
@@ -53,10 +55,20 @@ Visit = Callable[[Place, Tensor], None]
 
 
 def evaluate_pairs(
-    trainer: Trainer, train: Data | Domains | None, test: Data, batch_size: int, depth: int, refresh: Batches | None
+    trainer: Trainer,
+    train: Data | Domains | None,
+    test: Data,
+    batch_size: int,
+    depth: int,
+    refresh: Batches | None,
+    probe_on: Data | None = None,
 ) -> Evaluation:
     """Score the network on `test`: every stage's pair loss and probe, stage `depth`'s as the network's own. `train`: what it
-    was trained on; `refresh`: batches to estimate BatchNorm statistics from."""
+    was trained on; `refresh`: batches to estimate BatchNorm statistics from; `probe_on`: labelled images for the probe, None:
+    those of `train`."""
+    fitted_to = train
+    if probe_on is not None:
+        fitted_to, test = as_trained(train, probe_on), as_trained(train, test)
     network = judged_network(trainer, copies=refresh is not None)
     if refresh is not None:
         refresh_batchnorm(trainer, network, refresh)
@@ -67,14 +79,14 @@ def evaluate_pairs(
         for stage in whole:
             stage.eval()
         losses = _pair_losses(trainer, network, train, test)
-        probes, members = _probes(trainer, network, population, train, test, batch_size, depth)
+        probes, members = _probes(trainer, network, population, fitted_to, test, batch_size, depth)
     return _merge(trainer, depth, losses, probes, members)
 
 
 def classes_of(*sets: Data) -> int | None:
     """Number of classes, None if some labels are no classes or are missing."""
     labels = [one.y for one in sets if one.y is not None]
-    if any(y.is_floating_point() or int(y.min()) < 0 for y in labels):
+    if any(y.is_floating_point() for y in labels) or not all(one.labelled for one in sets):
         return None
     return max(one.classes for one in sets)
 

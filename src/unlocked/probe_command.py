@@ -114,13 +114,14 @@ def probe_runs(
         for folder in folders:
             config = read_config(folder)
             trainer = _trainer(folder, device)
-            train, test = _data(config, options, trainer)
+            train, probe_on, test = _data(config, options, trainer)
+            fitted_to = train if probe_on is None else probe_on
             if trainer.credit.self_supervised and train.views == 2:
                 trainer.credit.meet(trainer, train)  # some losses depend on the training data
             again = len(test) if trainer.credit.self_supervised else min(options.gradient_samples, len(train))
-            task = progress.add_task(escape(folder.name), total=len(train) + len(test) + again)
+            task = progress.add_task(escape(folder.name), total=len(fitted_to) + len(test) + again)
             recipe = Recipe(epochs=options.recipe_epochs) if options.recipe is not None else None
-            rows = options.recipe_epochs * len(train) * len(trainer.template.layout.groups)
+            rows = options.recipe_epochs * len(fitted_to) * len(trainer.template.layout.groups)
             layers = None if recipe is None else progress.add_task(f"{options.recipe} at every depth", total=rows)
             one = explain(
                 trainer,
@@ -131,6 +132,7 @@ def probe_runs(
                 batch_size=options.batch_size,
                 knn=options.knn,
                 recipe=recipe,
+                probe_on=probe_on,
                 told=functools.partial(progress.advance, task),
                 recipe_told=None if layers is None else functools.partial(progress.advance, layers),
             )
@@ -147,12 +149,22 @@ def _trainer(folder: Path, device: str) -> Trainer:
     return Trainer.resume(folder / "checkpoint", device=device)
 
 
-def _data(config: RunConfig, options: commands.Probe, trainer: Trainer) -> tuple[Data, Data]:
-    """The run's own data, or those asked for. Raises BadData, and InvalidChoice for data that do not fit the network."""
-    spec, subset = options.data or config.data, options.subset
-    if subset is None and options.data is None:
-        subset = config.subset
-    augment = config.augment if trainer.credit.self_supervised else None  # its losses are of views
+def _data(config: RunConfig, options: commands.Probe, trainer: Trainer) -> tuple[Data, Data | None, Data]:
+    """The run's own data, or those asked for: to train on, to fit probes to (None: the same), held out.
+
+    Raises BadData, and InvalidChoice for data that do not fit the network.
+    """
+    if trainer.credit.self_supervised and (asked := options.data or config.probe_on) is not None:
+        # its losses are of views of what it was trained on, whose statistics normalise the rest
+        train, _ = _load(config, trainer, config.data, config.subset, config.augment)
+        return train, *_load(config, trainer, asked, options.subset, None)
+    subset = config.subset if options.subset is None and options.data is None else options.subset
+    augment = config.augment if trainer.credit.self_supervised else None
+    train, test = _load(config, trainer, options.data or config.data, subset, augment)
+    return train, None, test
+
+
+def _load(config: RunConfig, trainer: Trainer, spec: str, subset: int | None, augment: str | None) -> tuple[Data, Data]:
     train, test = data.load(spec, augment=augment, subset=subset, context=config.context, seed=config.seed)
     takes = tuple(trainer.template.example().shape[1:])
     if tuple(train.input_shape) != takes:

@@ -22,6 +22,7 @@ from .credit import GNDGL
 from .cutting import cut
 from .data import Data
 from .errors import InvalidChoice
+from .labelled import check_scoring
 from .merging import recorded_steps
 from .method_names import make_consensus, make_credit, make_mitigation
 from .population import of_setting
@@ -47,18 +48,34 @@ from .timeline import Timeline
 from .worlds import Distributed, InProcess, Simulated, World
 
 
-@functools.lru_cache(maxsize=1)
-def _load(
+def _read(
     spec: str, augment: str | None, subset: int | None, context: int, seed: int, device: str
 ) -> tuple[Data, Data]:
     train, test = data.load(spec, augment=augment, subset=subset, context=context, seed=seed)
     return (train, test) if device == "cpu" else (train.to(device), test.to(device))
 
 
+_load, _load_labelled = functools.lru_cache(maxsize=1)(_read), functools.lru_cache(maxsize=1)(_read)
+
+
 def load_data(config: RunConfig) -> tuple[Data, Data]:
     """The training and the test set; the last ones loaded are kept, for a process that makes several runs."""
     seed = 0 if config.subset is None else config.seed  # the seed only draws the subset
     return _load(config.data, config.augment, config.subset, config.context, seed, config.device)
+
+
+def load_sets(config: RunConfig) -> tuple[Data, Data | None, Data]:
+    """What is trained on; what a probe is fitted to, None: the same; what is held out.
+
+    Raises BadData, InvalidChoice: also for data that the run's rule cannot learn from, or its network be scored on.
+    """
+    (train, test), probe_on = load_data(config), None
+    if config.probe_on is not None:
+        probe_on, test = _load_labelled(config.probe_on, None, None, config.context, 0, config.device)
+    credit = make_credit(config.method.credit, config.stages)
+    credit.check_data(train, config.batch_size, config.accumulate)
+    check_scoring(credit, train, probe_on, test)
+    return train, probe_on, test
 
 
 def make_chain(config: RunConfig, train: Data) -> Chain:
@@ -95,7 +112,6 @@ def make_trainer(
     """The trainer of a run at its beginning."""
     credit = make_credit(config.method.credit, config.stages)
     consensus = make_consensus(config.method.consensus, config.stages)
-    credit.check_data(train, config.batch_size, config.accumulate)  # before there is a folder of the run
     updates = config.epochs * train.steps(config.batch_size, config.replicas if consensus.shares_data else 1)
     return Trainer(
         make_chain(config, train),
@@ -263,7 +279,7 @@ def _run(
     torch.set_num_threads(_threads(config, world))
     if config.device == "cpu":
         keep_freed_memory()
-    train, test = load_data(config)
+    train, probe_on, test = load_sets(config)  # refused before there is a folder of the run
     if crew.broadcast(any(checkpoint.glob("step-*"))):
         stages = config.stages if groups_of(config) is None else None  # a network with groups is not cut anew
         trainer = Trainer.resume(checkpoint, device=config.device, world=world, stages=stages, resident=resident)
@@ -284,6 +300,7 @@ def _run(
         callbacks=watching,
         checkpoint=checkpoint,
         checkpoint_every=_checkpoint_every(config),
+        probe_on=probe_on,
     )
     if crew.chief:
         parameters = sum(costs.parameters(stage.body) for stage in trainer.chains[0])

@@ -97,12 +97,12 @@ def _real(command: commands.Timeline, credit: Credit, device: Device) -> tuple[C
     """Of a network by its name: measured ones, if there is a cost file that has them, else counted ones."""
     from .planning.cuts import Cuts
 
-    chain, profile = Cuts(*_network(command, credit)).profiled(command.stages, credit)
+    chain, profile = Cuts(*_network(command)).profiled(command.stages, credit)
     measured = None if command.costs is None else cost_file.load(command.costs, chain)[1]
     return (costs_of(profile, device) if measured is None else measured), chain
 
 
-def _network(command: commands.Timeline, credit: Credit) -> tuple[torch.nn.Module, torch.Tensor]:
+def _network(command: commands.Timeline) -> tuple[torch.nn.Module, torch.Tensor]:
     """The network and a batch of it, both without values."""
     from . import data
     from .calibrate_command import shape_of
@@ -117,8 +117,6 @@ def _network(command: commands.Timeline, credit: Credit) -> tuple[torch.nn.Modul
         shape, classes = shape_of(command.input or ""), command.classes
     with torch.device("meta"):
         model = models.build(command.model, input_shape=shape, classes=classes, **resolve_model(command))  # type: ignore[arg-type]
-    if credit.self_supervised:
-        model = models.encoder(model)
     kind = torch.int64 if command.model in models.TEXT else torch.float32
     return model, torch.empty((2, *shape), dtype=kind, device="meta")
 

@@ -119,7 +119,8 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
     crew.agree(config.to_json(), "the run")
     if not command.json:
         again = " (already complete)" if is_complete(folder, config) else ""
-        console.print(f"{config.method} on {config.data}, run {folder}{again}", highlight=False, soft_wrap=True)
+        on = config.data if config.probe_on is None else f"{config.data}, probed on {config.probe_on}"
+        console.print(f"{config.method} on {on}, run {folder}{again}", highlight=False, soft_wrap=True)
         if isinstance(world, Distributed):
             console.print(_where(world.crew), highlight=False, soft_wrap=True)
             if (

@@ -10,6 +10,9 @@ update. A function that does something else says so beside its definition:
     @work("input-backward", gives=lambda h, x, gradient: x)
     def through(h, x, gradient): …
 
+A function that runs a network that is no part of the stage gives that network with `network=`: what it was given → (the
+network, an example of its input). Its forward is counted as a stage's is.
+
 `gives` tells what comes out where nothing is computed (shapes only): there tensors are ghosts (simulation/ghosts.py), which
 have a shape and a dtype and no values. Without it the answer is None.
 """
@@ -32,12 +35,15 @@ USUAL: dict[str, tuple[Work, ...]] = {
 }
 
 
-def work(*parts: Work, gives: Callable[..., Any] | None = None) -> Callable[[F], F]:
+def work(
+    *parts: Work, gives: Callable[..., Any] | None = None, network: Callable[..., Any] | None = None
+) -> Callable[[F], F]:
     """Declare what a function given to `worker.run` does, and what it gives where nothing is computed."""
 
     def declare(function: F) -> F:
         function.work = parts  # type: ignore[attr-defined]
         function.gives = gives  # type: ignore[attr-defined]
+        function.network = network  # type: ignore[attr-defined]
         return function
 
     return declare

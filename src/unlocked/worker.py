@@ -384,7 +384,8 @@ class Worker:
         return result
 
     def compute(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-        """For worlds: call the function under this worker's random seed and precision."""
+        """For worlds: call the function under this worker's random seed and precision. Raises InvalidChoice for a micro-batch
+        that is too small for BatchNorm, and whatever the function raises."""
         global computing
         computing = self.place
         try:
@@ -395,6 +396,16 @@ class Worker:
                     if enter is not None:
                         stack.enter_context(enter())
                 return self.seeded(function, arguments)
+        except ValueError as error:
+            from .batchnorm import refuse_one_sample  # late: it needs this file
+
+            refuse_one_sample(
+                error,
+                f"Stage {self.stage} was given a micro-batch of one sample, but a BatchNorm in its body or its head needs two "
+                "in training (most named heads have one). Give larger batches (batch_size) or fewer micro-batches "
+                "(accumulate, micro_batches), or take a model and heads without BatchNorm.",
+            )
+            raise
         finally:
             computing = None
 
@@ -406,6 +417,10 @@ class Worker:
         self._draws += 1
         self._generator.manual_seed(self._draw_seed + self._draws)
         return function(*arguments)
+
+    def leave_out(self) -> None:
+        """Count a computation that is not done, so that those after it draw the same random numbers as if it were."""
+        self._draws += 1
 
     def at_hand(self, purpose: Purpose = "look") -> None:
         """See to it that the stage's tensors are in memory, where they may be elsewhere (residency/). Computations do; others

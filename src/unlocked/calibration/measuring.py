@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..chain import Chain
+from ..credit import Credit
 from ..cutting import from_recipe_of_chain
 from ..method_names import make_credit, parse_call
 from ..simulation.costs import Costs
@@ -50,8 +51,16 @@ class Plan:
             shape = (2, *self.input)
             like = torch.randint(self.classes, shape) if self.integers else torch.randn(shape)
             chain = from_recipe_of_chain(self.recipe, like)
-        make_credit(parse_call(self.credit), len(chain)).prepare(chain, 0)
+        self._rule(chain).prepare(chain, 0)
         return chain
+
+    def rows(self, chain: Chain) -> tuple[int, ...]:
+        """How many there are in the batches that are measured: two views of each sample under rules that compare views."""
+        views = 2 if self._rule(chain).self_supervised else 1
+        return tuple(sorted({views * max(1, self.samples // 4), views * self.samples}))
+
+    def _rule(self, chain: Chain) -> Credit:
+        return make_credit(parse_call(self.credit), len(chain))
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def measure(member: Member, plan: Plan) -> Calibration:
     if plan.recipe is None:
         return Calibration(hardware, None)
     chain = plan.chain()
-    samples = tuple(sorted({max(1, plan.samples // 4), plan.samples}))
+    samples = plan.rows(chain)
     member.tell(f"{len(chain)} stage(s) with {' and '.join(map(str, samples))} samples")
     costs = measured_costs(member, chain, samples, plan.optimizer)
     heads = tuple("none" if stage.head is None else type(stage.head).__name__ for stage in chain)

@@ -26,9 +26,10 @@ from ..batch import Batch
 from ..chain import Chain, Stage, join
 from ..consensus.base import Weights
 from ..costs import run_once
-from ..credit.base import Properties, SynchronousCredit, objective
+from ..credit.base import Properties, SynchronousCredit, backward, objective
 from ..credit.interlocking import through
 from ..errors import InvalidChoice, choose
+from ..pairs import PairLoss
 from ..session import Trainer
 from ..simulation.costs import Costs, StageCosts
 from ..simulation.network import Line
@@ -82,9 +83,9 @@ class Everything(SynchronousCredit):
             gradient = leaf.grad
         if turn == 2:
             await run("input-backward", through, h, x, gradient)
-            await run("warm backward", torch.autograd.backward, h, gradient)  # counts for nothing, but frees the graph
+            await run("warm backward", backward, worker, stage, h, gradient)  # counts for nothing, but frees the graph
         else:
-            await run("weight-backward" if turn == 1 else "backward", torch.autograd.backward, h, gradient)
+            await run("weight-backward" if turn == 1 else "backward", backward, worker, stage, h, gradient)
         del x, h, gradient
         await weights.write()
 
@@ -112,6 +113,8 @@ class Rig:
         if chain[j].reads_siblings:
             row = chain.layout.beside(j)
             alone[0].head = Beside(alone[0].head, [run_once(chain[k].body, x) for k in row], j - row[0])
+        if isinstance(alone[0].loss, PairLoss):
+            alone[0].loss = alone[0].loss.by_itself()
         rule = Everything(chain.layout.depth(j) == 0, chain[j].head is not None or j == len(chain) - 1, self._timed)
         self._watch, self._found = Stopwatch(), defaultdict[str, list[float]](list)
         self._trainer = Trainer(alone, credit=rule, optimizer=optimizer_of(optimizer))

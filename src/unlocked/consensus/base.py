@@ -147,13 +147,21 @@ class Weights:
         store = self.store
         self.versions.before_update()
         if store.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, store.clip)
+            for row in self._clipped_together():
+                nn.utils.clip_grad_norm_(row, store.clip)
         if self.mitigating is None:
             store.optimizer.step()
         else:
             self.mitigating.step()
         self._step_schedule()
         self._drop_gradients()
+
+    def _clipped_together(self) -> list[list[nn.Parameter]]:
+        """The stage's weights; apart from them those of a head that is watched only, which must change nothing else."""
+        if not self.stage.watched or self.stage.head is None:
+            return [self.parameters]
+        head = {id(x) for x in self.stage.head.parameters()}
+        return [[x for x in self.parameters if (id(x) in head) == of_head] for of_head in (False, True)]
 
     def _step_schedule(self) -> None:
         if self.store.scheduler is not None and self.store.clock == "step":

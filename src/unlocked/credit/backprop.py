@@ -25,7 +25,7 @@ from ..chain import Chain, Stage
 from ..consensus.base import Consensus, Weights
 from ..errors import InvalidChoice
 from ..worker import Worker
-from .base import Properties, SynchronousCredit, leaf, objective
+from .base import Properties, SynchronousCredit, backward, leaf, objective
 from .stacking import Stack, refuse
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Backprop(SynchronousCredit):
         else:
             await worker.above.send("activation", h.detach())
             gradient = await worker.above.recv("gradient", h)
-            await worker.run("B", torch.autograd.backward, h, gradient)
+            await worker.run("B", backward, worker, stage, h, gradient)
             del gradient
         del h  # its memory serves the stages below
         if not worker.first:

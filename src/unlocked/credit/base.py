@@ -85,6 +85,7 @@ class Credit(ABC):
     needs_processes: ClassVar[bool] = False  # True: PyTorch does the communicating, so every worker needs a process
     one_backward: ClassVar[bool] = False  # True: a parameter's gradient is complete once a backward has reached it
     local: ClassVar[bool] = False  # True: no gradient comes from the stage above
+    awaits: ClassVar[str] = "gradients"  # what a stage waits for from those above it, if not `local`
     buffers: ClassVar[bool] = False  # True: stages keep micro-batches (`Weights.buffer`), of which a record tells
     planned: ClassVar[bool] = True  # False: the planner tries it only if it is named
     grouped: ClassVar[bool] = False  # True: several stages may stand side by side (`Chain.layout`)
@@ -147,11 +148,22 @@ class Credit(ABC):
         """What a user should know of what the rule costs on this chain, in sentences, said before a run begins."""
         return []
 
-    def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:  # noqa: B027
-        """Raises InvalidChoice for training data, or numbers of samples, that the rule cannot learn from."""
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the rule learns from labels or targets."""
+        return not self.self_supervised
 
-    def meet(self, trainer: Trainer, data: Any) -> None:  # noqa: B027
+    def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:
+        """Raises InvalidChoice for training data, or numbers of samples, that the rule cannot learn from."""
+        if self.needs_labels and not getattr(data, "labelled", True):
+            raise InvalidChoice(
+                f"{self.name} learns from labels here, and the training data have none; give labelled data, or take a rule and "
+                "a loss that learn from views of images, such as dgssl or simclr with their own loss."
+            )
+
+    def meet(self, trainer: Trainer, data: Any) -> None:
         """Look at the training data before the first step of a `fit`, also of one that goes on. Called by all processes."""
+        self.check_data(data, trainer.batch_size, trainer.accumulate)
 
     def check(self, consensus: Consensus) -> None:  # noqa: B027
         """Raises InvalidChoice if the rule does not go with this one for the replicas."""
@@ -247,6 +259,18 @@ def refuse_non_finite(worker: Worker, value: float, updated: bool = False) -> No
             f"The loss of stage {worker.stage} of replica {worker.replica} is {value} at update {worker.version} "
             f"(micro-batch {worker.micro_batch}); it {touched}. "
             "Try a smaller learning rate, gradient clipping (clip=), or look at the data of this batch."
+        )
+
+
+def backward(worker: Worker, stage: Stage, h: Tensor, gradient: Tensor | None = None) -> None:
+    """Backward from what a stage gave, `h`, to its weights and its input; nothing where neither learns (a first stage whose
+    body is frozen). Raises UnlockedError if `h` does not depend on what is to learn."""
+    if h.requires_grad:
+        torch.autograd.backward(h, gradient)
+    elif not worker.first or any(p.requires_grad for p in stage.body.parameters()):
+        raise UnlockedError(
+            f"What stage {worker.stage} gives depends neither on its weights nor on its input, so no gradient can come to "
+            "them; look for detach(), torch.no_grad() or whole numbers in its body."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from ..modes import statistics_kept
 from ..probes.memory import count_saved
 from ..work import work
 from ..worker import Worker
-from .base import reported
+from .base import backward, reported
 from .keeping import unchanged
+from .oracle import Oracle
 
 
 class Part:
@@ -65,13 +66,10 @@ def project_only(worker: Worker, stage: Stage, part: Part, dimension: int) -> Te
         return project(worker, stage, part, dimension)
 
 
-@work(
-    gives=lambda rows, x: x.new_empty((len(x), 128))
-)  # how many entries an oracle has is not known before it is loaded
-@torch.no_grad()
-def seen_by_oracle(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+@work(gives=Oracle.gives, network=Oracle.on_shapes)
+def seen_by(oracle: Oracle, x: Tensor) -> Tensor:
     """The oracle's projections."""
-    return rows(x)
+    return oracle(x)
 
 
 @work(gives=lambda weights, column: column[0].new_empty((sum(map(len, column)), *column[0].shape[1:])))
@@ -103,7 +101,7 @@ def judge(worker: Worker, stage: Stage, parts: Sequence[Part], gathered: Sequenc
 def _through(worker: Worker, stage: Stage, weights: Weights, part: Part, gradient: Tensor) -> None:
     top = part.h if part.z is None else part.z
     assert top is not None
-    torch.autograd.backward(top, gradient.to(top.dtype))
+    backward(worker, stage, top, gradient.to(top.dtype))
 
 
 def _again(worker: Worker, stage: Stage, weights: Weights, part: Part, gradient: Tensor) -> None:
@@ -113,7 +111,7 @@ def _again(worker: Worker, stage: Stage, weights: Weights, part: Part, gradient:
         if part.dz is not None:
             worker.set_random_state(part.random[1])
             top = stage.read(top)
-    torch.autograd.backward(top, gradient.to(top.dtype))
+    backward(worker, stage, top, gradient.to(top.dtype))
 
 
 @work("head-backward", "weight-backward")

@@ -18,14 +18,13 @@ Under rules for the replicas other than all-reduce the weights of replicas diffe
 views. Rules that step in the middle of an update, or that leave gradients to PyTorch, are refused.
 
 An oracle (`Oracle`) sees each micro-batch once, at stage 0; its projections go up with the activations, on channel "oracle".
-The simulated clock does not charge for its forward.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -51,13 +50,14 @@ from .contrasted import (
     project,
     project_only,
     refuse_odd,
-    seen_by_oracle,
+    seen_by,
     through,
     through_local,
 )
+from .oracle import Oracle
 
 if TYPE_CHECKING:
-    from ..session import Trainer
+    pass
 
 Replicas = Literal["together", "alone"]
 
@@ -71,14 +71,14 @@ class Contrasting(Credit):
 
     self_supervised: ClassVar[bool] = True
     one_backward: ClassVar[bool] = True
-    planned: ClassVar[bool] = False  # a plan knows networks with classifiers and labels
+    planned: ClassVar[bool] = False  # no alternative to rules that learn from labels
 
     @abstractmethod
     def loss_of(self, stage: int, stages: int) -> PairLoss:
         """The loss of a stage that has one."""
 
     @property
-    def oracle_rows(self) -> Callable[[Tensor], Tensor] | None:
+    def oracle_rows(self) -> Oracle | None:
         """What gives the oracle's projections (n, E) of views, where the losses read them in training."""
         return None
 
@@ -137,7 +137,12 @@ class Contrasting(Credit):
         chain[j].head = head
         return report
 
+    @property
+    def needs_labels(self) -> bool:
+        return bool(getattr(getattr(self, "loss", None), "reads_labels", False))
+
     def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:
+        super().check_data(data, batch_size, accumulate)
         if getattr(data, "views", 1) != 2:
             raise InvalidChoice(
                 f"{self.name} compares two views of each image, but these data give one; load them with augment='simclr' (for "
@@ -148,9 +153,6 @@ class Contrasting(Credit):
                 f"A batch of {batch_size} images is not {accumulate} micro-batches of whole images; give a batch_size that "
                 "accumulate divides."
             )
-
-    def meet(self, trainer: Trainer, data: Any) -> None:
-        self.check_data(data, trainer.batch_size, trainer.accumulate)
 
     # ---- the program ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +202,8 @@ class Contrasting(Credit):
     async def _seen_by_oracle(self, worker: Worker, batch: Batch) -> Tensor:
         if not worker.first:
             return await worker.below.recv("oracle", batch)
-        return await worker.run("L", seen_by_oracle, self.oracle_rows, batch.x)
+        assert self.oracle_rows is not None
+        return await worker.run("L", seen_by, self.oracle_rows, batch.x)
 
     async def _judge(self, worker: Worker, stage: Stage, parts: Sequence[Part], weights: Weights) -> None:
         """The loss of all views; its gradient with respect to the own ones."""

@@ -17,24 +17,22 @@ Limits: μ = 1 is DGSSL, bit for bit. The last stage has all pairs (with order="
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..chain import Chain
 from ..data import Domains
 from ..errors import InvalidChoice
-from ..heads import HeadReport
 from ..pairs import EasyNTXent, Judged, PairLoss, ratios, thresholds
 from ..pairs.contrasting import cosines, judged_by, negatives, of_partners
 from ..rng import seed_of
+from .asking_oracle import AskingOracle
 from .base import Properties
-from .contrasting import Contrasting, Replicas
+from .contrasting import Replicas
 from .dgssl import local_properties
 from .oracle import Oracle
 
@@ -82,11 +80,15 @@ class _Unknown(PairLoss):
     """Before the rule has met the data."""
 
     by: str
+    temperature: float
     known: ClassVar[bool] = False
 
     @property
     def reads_oracle(self) -> bool:
         return self.by == "oracle"
+
+    def by_itself(self) -> PairLoss:
+        return EasyNTXent(-1.0, 1.0, self.by, self.temperature).by_itself()
 
     def judge(self, z: Tensor, y: Tensor, oracle: Tensor | None = None) -> Judged:
         raise InvalidChoice(
@@ -96,7 +98,7 @@ class _Unknown(PairLoss):
 
 
 @dataclass(frozen=True)
-class DGSSLLLM(Contrasting):
+class DGSSLLLM(AskingOracle):
     """Every stage learns from the easiest pairs of views, the deeper it is, the more of them.
 
     Args:
@@ -176,27 +178,22 @@ class DGSSLLLM(Contrasting):
         shares = self._shares(stages)[stage]
         if shares == (1.0, 1.0):
             return self._easy(-1.0, 1.0)
-        return _Unknown(self._by) if self.thresholds == "oracle" else EasiestNTXent(*shares, self._by, self.temperature)
+        if self.thresholds == "oracle":
+            return _Unknown(self._by, self.temperature)
+        return EasiestNTXent(*shares, self._by, self.temperature)
 
     # ---- the oracle ----------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _oracle(self) -> Oracle:
-        return Oracle(self.oracle, self.name)
-
     @property
-    def oracle_rows(self) -> Callable[[Tensor], Tensor] | None:
+    def oracle_rows(self) -> Oracle | None:
         return self._oracle if self.compares_oracle else None
 
-    def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
-        reports = super().prepare(chain, seed)
-        if self.compares_oracle or self._reads_thresholds(len(chain)):
-            self._oracle.check(chain.example())
-        return reports
+    def asks(self, stages: int) -> bool:
+        return self.compares_oracle or self._reads_thresholds(stages)
 
     def _reads_thresholds(self, stages: int) -> bool:
         """Whether there are thresholds to be read off the oracle's similarities."""
-        return any(isinstance(self.loss_of(j, stages), _Unknown) for j in range(stages))
+        return self.thresholds == "oracle" and any(shares != (1.0, 1.0) for shares in self._shares(stages))
 
     def meet(self, trainer: Trainer, data: Any) -> None:
         super().meet(trainer, data)

@@ -63,7 +63,8 @@ class ForwardGradient(SynchronousCredit):
         head, budget: as in DGL; the head also makes the guesses ntk and fixed-ntk.
         watch: train heads that nothing needs, to see their losses by depth; in mode two-backward also note the cosine of guess
             and target, of activations (Eq. 4.6) and of weights, and the estimate's squared error over the target's length²
-            (not under a shared scalar, where no stage has an estimate of its own).
+            (under a shared scalar s, of the stage's part s u^j of it). The other weights are trained as without it, bit for
+            bit, if the optimizer and the rule for the replicas treat every tensor by itself.
     """
 
     guess: Guess = "local"
@@ -148,6 +149,11 @@ class ForwardGradient(SynchronousCredit):
         return self.target == "local"
 
     @property
+    def awaits(self) -> str:  # type: ignore[override]
+        """What comes down."""
+        return "scalars" if self.mode == "forward" else "gradients"
+
+    @property
     def shared(self) -> bool:
         """Whether all stages have one scalar."""
         return self.scalars == "shared"
@@ -165,6 +171,10 @@ class ForwardGradient(SynchronousCredit):
             if self.target == "global" and not self.watch:
                 for stage in built:
                     stage.head = None  # it was the pattern of the random one; nothing else needs it
+        for j, stage in enumerate(chain):
+            stage.watched = not (
+                self.guess == "local" or self.target == "local" or (self.target == "intermediate" and j)
+            )
         if self.mode == "forward" and chain.like is not None:
             self._look_at_bodies(chain)
         return reports

@@ -27,7 +27,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +39,7 @@ from ..losses import classifies, logits
 from ..rules.diversity import diversity_penalty, wrong_classes
 from ..work import work
 from ..worker import Link, Worker
-from .base import Properties, SynchronousCredit, attach_heads, leaf, local_backward, reported
+from .base import Properties, SynchronousCredit, attach_heads, backward, leaf, local_backward, reported
 from .lending import exchange
 
 
@@ -150,7 +149,7 @@ class GNDGL(SynchronousCredit):
         await worker.above.send("activation", h.detach())
         if learns_from_groups and worker.depth == 0:
             gradient = await worker.above.recv("gradient", h)
-            await worker.run("B", torch.autograd.backward, h, gradient)
+            await worker.run("B", backward, worker, stage, h, gradient)
         else:
             await self._local(worker, stage, h, batch)
             if learns_from_groups and worker.depth == 1:

@@ -29,7 +29,7 @@ from ..chain import Stage
 from ..consensus.base import Weights
 from ..errors import InvalidChoice
 from ..worker import Worker
-from .base import Credit, Properties, leaf, objective
+from .base import Credit, Properties, backward, leaf, objective
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Flushed(Credit):
             for part in self._split(batch):
                 in_flight.append((part, *await self._forward(worker, stage, part)))
                 while len(in_flight) > self.ahead(worker):
-                    await self._backward(worker, *in_flight.popleft())
+                    await self._backward(worker, stage, *in_flight.popleft())
             while in_flight:
-                await self._backward(worker, *in_flight.popleft())
+                await self._backward(worker, stage, *in_flight.popleft())
             await weights.write()
 
     def _split(self, batch: Batch) -> list[Batch]:
@@ -88,10 +88,10 @@ class Flushed(Credit):
         await worker.above.send("activation", h.detach())
         return x, h
 
-    async def _backward(self, worker: Worker, part: Batch, x: torch.Tensor, h: torch.Tensor) -> None:
+    async def _backward(self, worker: Worker, stage: Stage, part: Batch, x: torch.Tensor, h: torch.Tensor) -> None:
         worker.at(part.number)
         gradient = None if worker.last else await worker.above.recv("gradient", h)
-        await worker.run("B", torch.autograd.backward, h, gradient)
+        await worker.run("B", backward, worker, stage, h, gradient)
         if not worker.first:
             assert x.grad is not None
             await worker.below.send("gradient", x.grad)

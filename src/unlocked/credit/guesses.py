@@ -82,5 +82,7 @@ def guessed_by_random_head(stage: Stage, h: Tensor, batch: Batch, anew: bool) ->
 
 def for_weights(h: Tensor, parameters: Sequence[nn.Parameter], gradient: Tensor, keep: bool = False) -> list[Tensor]:
     """(∂h/∂θ)ᵀ `gradient` for each parameter; zero where the body does not use it. `keep` the graph."""
+    if not parameters:
+        return []  # all of them frozen; torch refuses to be asked for nothing
     found = torch.autograd.grad(h, list(parameters), gradient, retain_graph=keep, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]

@@ -35,7 +35,7 @@ from ..errors import InvalidChoice
 from ..heads import HeadReport
 from ..work import work
 from ..worker import Worker
-from .base import Properties, SynchronousCredit, attach_heads, leaf, objective
+from .base import Properties, SynchronousCredit, attach_heads, backward, leaf, objective
 from .lending import exchange
 
 
@@ -107,7 +107,7 @@ class Interlocking(SynchronousCredit):
                 await worker.below.send("gradient", await worker.run("B", through, h, x, gradient))
         if target > j:
             gradient = await worker.above.recv("gradient", h)
-        await worker.run("B", torch.autograd.backward, h, gradient)
+        await worker.run("B", backward, worker, stage, h, gradient)
         if not worker.first and self._needed_below(j, target):
             assert x.grad is not None
             await worker.below.send("gradient", x.grad)

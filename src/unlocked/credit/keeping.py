@@ -31,7 +31,7 @@ from ..probes.memory import count_saved
 from ..versions import Reading, Semantics
 from ..work import work
 from ..worker import Worker
-from .base import What, leaf
+from .base import What, backward, leaf
 
 Messages = tuple[Tensor, ...]
 
@@ -118,7 +118,7 @@ class KeepGraph:
         with _NoRecomputation(
             weights.versions.parts, worker, not (worker.last or weights.versions.is_today(entry.reading))
         ):
-            compensated(weights, entry, lambda: torch.autograd.backward(h, gradient))
+            compensated(weights, entry, lambda: backward(worker, stage, h, gradient))
         weights.versions.put_back()
         down = _down(entry, entry.x, self.shrink)
         return (entry.x.detach(), *down) if self.with_input and down else down
@@ -165,12 +165,12 @@ class KeepInput:
         x = leaf(worker, entry.x)
         seen = entry.reading if self.semantics == "stash" else Reading(worker.version)
 
-        def backward() -> None:
+        def again() -> None:
             with weights.versions.in_place(seen):  # around both: what runs again in the backward sees them, too
-                torch.autograd.backward(stage.body(x), messages[0])
+                backward(worker, stage, stage.body(x), messages[0])
 
         with statistics_kept(weights.versions.parts):
-            compensated(weights, entry, backward)
+            compensated(weights, entry, again)
         return _down(entry, x, self.shrink)
 
     def revive(self, worker: Worker, stage: Stage, weights: Weights, entry: InFlight, graph: Any) -> None:

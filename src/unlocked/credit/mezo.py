@@ -83,6 +83,7 @@ class MeZO(SynchronousCredit):
         delay="0",
         objective="the global gradient's projection on a random direction",
     )
+    awaits: ClassVar[str] = "scalars"
     planned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

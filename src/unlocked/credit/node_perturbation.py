@@ -72,6 +72,7 @@ class NodePerturbation(SynchronousCredit):
         delay="0",
         objective="the global gradient's projection on noise at the output",
     )
+    awaits: ClassVar[str] = "scalars"
     planned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 It is frozen, in evaluation mode, and never part of what is trained or saved. It comes from the folder of a run of `simclr` (or
 of any rule whose last stage has a projector), as encoder and projector, or from Python as a module x (B, …) → (B, E).
+
+A folder is read when the oracle is first asked, so that a run can be opened without it: exported, merged, looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..chain import Chain, Stage
 from ..errors import InvalidChoice, UnlockedError
 from ..modes import modes_kept
 
@@ -25,38 +28,79 @@ class Oracle:
 
     def __init__(self, given: Any, rule: str) -> None:
         self._given, self._rule = given, rule
+        self._answers: dict[tuple, tuple[tuple[int, ...], torch.dtype]] = {}  # shape of a row, on shapes alone
 
     @functools.cached_property
     def _network(self) -> nn.Module:
+        self._refuse_what_is_none()
+        return self._given if isinstance(self._given, nn.Module) else self._read().requires_grad_(False)
+
+    def _refuse_what_is_none(self) -> None:
         given = self._given
         if given is None:
             raise InvalidChoice(
                 f"{self._rule} needs an oracle, a network trained before; give oracle=PATH, the folder of a run of simclr, or "
                 "from Python a module that gives projections (B, E)."
             )
-        network = given if isinstance(given, nn.Module) else self._read() if isinstance(given, (str, Path)) else None
-        if network is None:
+        if not isinstance(given, (nn.Module, str, Path)):
             raise InvalidChoice(
                 f"{self._rule}'s oracle is a {type(given).__name__}; give the folder of a run of simclr, or a torch.nn.Module."
             )
-        return network.requires_grad_(False) if network is not given else network
 
     def _read(self) -> nn.Module:
         try:
             return of_run(self._given)
         except UnlockedError as error:
+            place = Path(self._given).expanduser().absolute()
             raise InvalidChoice(
-                f"{self._rule}'s oracle {self._given} cannot be read: {error} It is needed whenever the run is opened; give "
-                "the folder of a run of simclr, or put it back in its place."
+                f"{self._rule}'s oracle {self._given} cannot be read: {error} It was looked for at {place}, and is needed to "
+                "train and to judge pairs; give the folder of a run of simclr, or put it back in its place."
             ) from error
+
+    @functools.cached_property
+    def _shapes(self) -> nn.Module:
+        """A copy without values, whose weights count as a stage's do."""
+        copy = Chain([Stage(self._network)]).blank("meta")[0].body
+        for weight in copy.parameters():
+            weight.requires_grad_(weight.is_floating_point())
+        return copy.eval()
+
+    def _input(self, x: Tensor) -> torch.dtype:
+        """As what it is given x."""
+        floats = (p.dtype for p in self._network.parameters() if p.is_floating_point())
+        return next(floats, x.dtype) if x.dtype.is_floating_point else x.dtype
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        network = self._network.to(x.device)
-        floats = [p.dtype for p in network.parameters() if p.is_floating_point()]
+        network = self._shapes if x.is_meta else self._network.to(x.device)
         with modes_kept(network):
             network.eval()
-            return network(x.to(floats[0]) if floats and x.is_floating_point() else x)
+            return network(x.to(self._input(x)))
+
+    def on_shapes(self, x: Tensor) -> tuple[nn.Module, Tensor]:
+        """Itself without values, and an example of what it is given for inputs like x: for who counts what it costs."""
+        return self._shapes, torch.empty((2, *x.shape[1:]), dtype=self._input(x), device="meta")
+
+    def gives(self, x: Any) -> Any:
+        """What comes out for a ghost (simulation/ghosts.py); float32 and 128 entries where that cannot be known."""
+        from ..simulation.profile import profile  # it needs the credit rules
+
+        key = (x.shape[1:], x.dtype)
+        if key not in self._answers:
+            try:
+                network, like = self.on_shapes(x)
+                (found,) = profile(Chain([Stage(network)], like)).stages
+                self._answers[key] = found.output, found.dtype
+            except Exception:  # made-up shapes, or a network that looks at values
+                self._answers[key] = (128,), torch.float32
+        shape, dtype = self._answers[key]
+        return x.new_empty((len(x), *shape), dtype=dtype)
+
+    def check_at_hand(self, x: Tensor) -> None:
+        """As `check`, but of a path only that there is one: it is looked at when there are data to be trained on."""
+        self._refuse_what_is_none()
+        if isinstance(self._given, nn.Module):
+            self.check(x)
 
     def check(self, x: Tensor) -> None:
         """Raises InvalidChoice unless it can read inputs like x."""

@@ -13,24 +13,19 @@ Limits: T⁺ = −1, T⁻ = 1 is DGSSL, bit for bit. T⁺ = 0.7, T⁻ = 0.3 in t
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from ..chain import Chain
-from ..heads import HeadReport
 from ..pairs import OracleNTXent, PairLoss
+from .asking_oracle import AskingOracle
 from .base import Properties
-from .contrasting import Contrasting, Replicas
+from .contrasting import Replicas
 from .dgssl import local_properties
 from .oracle import Oracle
 
 
 @dataclass(frozen=True)
-class OracleSimCLR(Contrasting):
+class OracleSimCLR(AskingOracle):
     """Every stage learns from those pairs of views that are easy for an oracle.
 
     Args:
@@ -64,14 +59,6 @@ class OracleSimCLR(Contrasting):
     def loss_of(self, stage: int, stages: int) -> PairLoss:
         return OracleNTXent(self.positive, self.negative, self.temperature)
 
-    @functools.cached_property
-    def _oracle(self) -> Oracle:
-        return Oracle(self.oracle, self.name)
-
     @property
-    def oracle_rows(self) -> Callable[[Tensor], Tensor]:
+    def oracle_rows(self) -> Oracle:
         return self._oracle
-
-    def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
-        self._oracle.check(chain.example())
-        return super().prepare(chain, seed)

@@ -34,6 +34,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..batch import at_least_two
 from ..chain import Chain
 from ..costs import untouched
 from ..errors import choose
@@ -105,7 +106,7 @@ class PETRA(Delayed):
         if chain.like is None or self.messages == ("gradient",):
             return []
         with torch.no_grad(), untouched(chain):
-            x = chain.like
+            x = at_least_two(chain.like)
             for unit in [unit for stage in chain for unit in units(stage.body)]:
                 if is_reversible(unit):
                     check(unit, x)

@@ -67,14 +67,17 @@ async def step(rule: ForwardGradient, worker: Worker, stage: Stage, batch: Batch
         await worker.below.send("gradient", await worker.run("B", through, h, x, down))
     found = await worker.run("B", two_gradients, rule, worker, stage, h, target, guess)
     scalar = await _shared_scalar(rule, worker, found) if rule.shared else None
-    await worker.run("B", learn, stage, found, scalar)
+    await worker.run("B", learn, rule, worker, stage, found, scalar)
     del x, h, own, guess, target, found
     await weights.write()
 
 
 async def local_gradient(rule: ForwardGradient, worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tensor | None:
     """Train the head on its own loss; ∂ℓ/∂h of it. None for a stage without one."""
-    return None if stage.head is None else await worker.run("L", head_gradient, worker, stage, h, batch)
+    if stage.head is None:
+        worker.leave_out()  # a guess drawn after it is the same whether heads are watched or not
+        return None
+    return await worker.run("L", head_gradient, worker, stage, h, batch)
 
 
 async def guessed(
@@ -113,7 +116,7 @@ def draw_weights(rule: ForwardGradient, stage: Stage) -> list[Tensor] | None:
     return [random_like(p, rule.guess) for p in trained(stage)] if draws_weights(rule) else None
 
 
-@work(gives=lambda rule, h: h)
+@work("update", gives=lambda rule, h: h)  # some work, however little: what has none gets no random numbers of its own
 def draw(rule: ForwardGradient, h: Tensor) -> Tensor:
     """A random direction of the output."""
     return random_like(h, rule.guess)
@@ -152,10 +155,7 @@ def two_gradients(
         return Found([], [], for_weights(h, parameters, estimate), "sample")
     ts = for_weights(h, parameters, target, keep=True)
     gs = guess if isinstance(guess, list) else for_weights(h, parameters, guess)
-    us = weight_directions(rule, gs)
-    if rule.watch and not rule.shared:
-        _note_error(worker, _estimates(ts, us, rule.scalars or "tensor"), ts)
-    return Found(ts, us, None, rule.scalars or "tensor")
+    return Found(ts, weight_directions(rule, gs), None, rule.scalars or "tensor")
 
 
 def trained(stage: Stage) -> list[torch.nn.Parameter]:
@@ -229,15 +229,18 @@ def _scalar(rule: ForwardGradient, sums: Tensor) -> Tensor:
     return sums[0] / torch.where(sums[1] > 0, sums[1], 1) if rule.normalised else sums[0]
 
 
-@work(gives=lambda stage, found, scalar: None)
-def learn(stage: Stage, found: Found, scalar: Tensor | None) -> None:
-    """Put the estimate where the optimizer looks for the gradient."""
+@work(gives=lambda rule, worker, stage, found, scalar: None)
+def learn(rule: ForwardGradient, worker: Worker, stage: Stage, found: Found, scalar: Tensor | None) -> None:
+    """Put the estimate where the optimizer looks for the gradient. scalar: the one that all stages share, if they do."""
     if found.estimate is not None:
-        estimates = found.estimate
-    elif scalar is not None:
+        add_gradients(stage, found.estimate)
+        return
+    if scalar is not None:
         estimates = [scalar * u for u in found.guess]
     else:
         estimates = _estimates(found.target, found.guess, found.scalars)
+    if rule.watch:
+        _note_error(worker, estimates, found.target)
     add_gradients(stage, estimates)
 
 

@@ -23,7 +23,7 @@ class Data:
 
     - `x`: uint8 images (N, C, H, W); or one uint8 text (bytes,) with `y` None; or other samples (N, …) of a float or
       integer type, which come out as they are.
-    - `y`: int64 labels (N, …), or targets (N, …) of a float type.
+    - `y`: int64 labels (N, …), or targets (N, …) of a float type. Negative labels: there are none.
     - `classes`: number of classes, or of target columns; 256 for text.
     - `input_shape`: shape of one sample, (C, H, W) or (context,).
     - `mean`, `std`: float32 (C,), normalisation in the units of x: (x − mean) / std. None: no normalisation.
@@ -51,6 +51,11 @@ class Data:
     def views(self) -> int:
         """Rows of a training batch for each image: 2 if `augment` begins with `views` (or is `simclr`), else 1."""
         return views.parts(self.augment)[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample has a label or a target; a text's are its own bytes."""
+        return self.y is None or self.y.is_floating_point() or int(self.y.min()) >= 0
 
     def __len__(self) -> int:
         """Number of samples; of a text, the number of windows."""

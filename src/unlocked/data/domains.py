@@ -40,6 +40,11 @@ class Domains:
         self.views = first.views
         self.input_shape, self.classes = first.input_shape, first.classes
 
+    @property
+    def labelled(self) -> bool:
+        """Whether every sample of every set has a label or a target."""
+        return all(one.labelled for one in self.sets)
+
     def __len__(self) -> int:
         """Samples of the smallest."""
         return min(map(len, self.sets))

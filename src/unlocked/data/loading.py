@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from urllib.parse import parse_qsl
 
 from ..errors import BadData, InvalidChoice, choose
 from . import augment as augmentation
-from . import digits, folder, parquet, text
+from . import text
 from .dataset import Data
 from .images import check_size
 from .split import Raw, stratified_order
 from .tensors import from_tensors
 
-_READERS = {"digits": digits.read, "parquet": parquet.read, "folder": folder.read}
+_READERS = ("digits", "parquet", "folder")  # the modules that read images
 
 
 def load(
@@ -28,8 +29,10 @@ def load(
 
     - `digits`: scikit-learn's 1797 images of 8×8 pixels, split 80/20 in a fixed way.
     - `parquet:DIR`: train*.parquet and test*.parquet (or validation*, valid*) in DIR or DIR/data, an image column `img`
-      or `image` and an integer column `label`; `parquet:DIR?label=fine_label&image=picture` names others.
-    - `folder:DIR`: DIR/train/CLASS/*.png (jpg, …) and DIR/test/CLASS/*; or DIR/CLASS/*, split 80/20 in a fixed way.
+      or `image` and an integer column `label`; `parquet:DIR?label=fine_label&image=picture` names others. Without labels:
+      `parquet:DIR?label=none` (unlabel*.parquet, else train*.parquet), split 80/20 if there are no test files.
+    - `folder:DIR`: DIR/train/CLASS/*.png (jpg, …) and DIR/test/CLASS/*; or DIR/CLASS/*, split 80/20 in a fixed way. Without
+      labels: `folder:DIR?labels=none`, all images below DIR/train and DIR/test at any depth; or below DIR, split 80/20.
     - `text:FILE`: byte-level language modelling; samples are windows of `context` bytes.
 
     `augment`: see `augment.parse`; only the training set gets it. `subset=n`: the first n samples of a stratified
@@ -45,13 +48,13 @@ def load(
         if augmentation.parse(augment) or size is not None or options:
             raise BadData("A text has neither size nor augmentation nor options; leave them out.")
         return text.read(place, context, subset)
-    raw = _READERS[scheme](place, options, size)
+    raw: Raw = import_module(f".{scheme}", __package__).read(place, options, size)  # now: pyarrow takes long to import
     _check_labels(raw)
     return _images(raw, augment, subset, seed)
 
 
 def _images(raw: Raw, augment: str | None, subset: int | None, seed: int) -> tuple[Data, Data]:
-    x, y, classes = raw.train_x, raw.train_y, int(raw.train_y.max()) + 1
+    x, y, classes = raw.train_x, raw.train_y, max(1, int(raw.train_y.max()) + 1)
     if subset is not None:
         if not 1 <= subset <= len(y):
             raise BadData(f"subset is {subset}, but the training set has {len(y)} samples; give 1 to {len(y)}.")

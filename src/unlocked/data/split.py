@@ -14,7 +14,7 @@ _SPLIT_SEED = 0  # fixed: the test set must not change with a run's seed
 
 
 class Raw(NamedTuple):
-    """A labelled image set as read: x uint8 (N, C, H, W), y int64 (N,), of training and of test."""
+    """An image set as read: x uint8 (N, C, H, W), y int64 (N,), of training and of test; labels are -1 where there are none."""
 
     train_x: Tensor
     train_y: Tensor

@@ -10,6 +10,7 @@ Legend: B images, N = 2B rows, D entries of a projection.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -53,9 +54,22 @@ class PairLoss(ABC):
     def judge(self, z: Tensor, y: Tensor, oracle: Tensor | None = None) -> Judged:
         """The loss, and notes. Raises WrongTarget."""
 
+    def by_itself(self) -> PairLoss:
+        """The same work on projections alone, for who measures it: the oracle's are the stage's own; of thresholds that are
+        not known yet, all pairs pass."""
+        return _OwnOracle(self) if self.reads_oracle else self
+
     def at(self, stage: int, stages: int) -> PairLoss:
         """The loss of stage `stage` (from 0) of `stages`: another one, where thresholds depend on the depth."""
         return self
+
+
+@dataclass(frozen=True)
+class _OwnOracle(PairLoss):
+    loss: PairLoss
+
+    def judge(self, z: Tensor, y: Tensor, oracle: Tensor | None = None) -> Judged:
+        return self.loss.judge(z, y, z.detach())
 
 
 def partners(rows: int, device: torch.device) -> Tensor:

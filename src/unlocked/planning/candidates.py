@@ -2,8 +2,8 @@
 
 meshes   J a divisor of the number of devices D or a power of two; N = D // J, and under rules that split one batch also
          half as many replicas, a quarter, …, as a slow network may want fewer; one device alone
-rules    all; with one stage the credit rule does not matter, with one replica the consensus rule does not, and an
-         interlocking distance of J − 1 or more is backprop: such twins are tried once
+rules    all; with one stage the credit rule does not matter, unless it learns without labels, with one replica the consensus
+         rule does not, and an interlocking distance of J − 1 or more is backprop: such twins are tried once
 parts    as many micro-batches per update as asked for, or as a rule needs on so many stages (pipedream-2bw)
 """
 
@@ -57,10 +57,12 @@ def candidates(
         make_credit(call, max(devices))
     for call in consensuses:
         make_consensus(call, max(devices))
-    seen = {Candidate(Method(BACKPROP), 1, accumulate): None}
+    unsupervised = [call for call in credits if make_credit(call, max(devices)).self_supervised]
+    of_one = [*unsupervised, *([BACKPROP] if len(unsupervised) < max(1, len(credits)) else [])]
+    seen = {Candidate(Method(first), 1, accumulate): None for first in of_one}
     for count in devices:
         for stages in depths(count):
-            for first in [BACKPROP] if stages == 1 else credits:
+            for first in of_one if stages == 1 else credits:
                 if not _is_backprop_in_disguise(first, stages):
                     for method in _methods(first, consensuses, count // stages, stages):
                         fewest = make_consensus(method.consensus, stages).fewest

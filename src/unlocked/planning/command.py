@@ -14,6 +14,7 @@ from .. import commands, models
 from ..calibrate_command import shape_of
 from ..config import require_at_least, resolve_model
 from ..errors import InvalidChoice
+from ..method_names import make_credit, parse_call
 from ..simulation.options import ClusterOptions
 from .planner import Plan, plan
 from .predicting import Row
@@ -138,6 +139,8 @@ def train_command(command: commands.Plan, options: tuple[str, ...], row: Row) ->
     words += _model_words(command, options)
     credit, _, consensus = row.method.rpartition("@")[0].partition("/") if row.replicas > 1 else (row.method, "", "")
     words += ["--stages", str(row.stages), "--credit", credit]
+    if make_credit(parse_call(credit), row.stages).self_supervised:
+        words += ["--augment", "simclr"]
     if row.replicas > 1:
         words += ["--consensus", consensus or "independent", "--replicas", str(row.replicas)]
     share = command.batch if row.networks == row.replicas else command.batch // row.replicas

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..credit import DGL, Backprop, Credit, Greedy, Interlocking
 from ..credit.delayed import Delayed
 from ..credit.gpipe import Flushed
 from ..cutting import _bodies, _pieces, _sizes, _units, _user_names
-from ..errors import CannotCut, UnlockedError
+from ..errors import CannotCut, InvalidChoice, UnlockedError
+from ..models import encoder
 from ..simulation.profile import Profile, profile
 
 Made = nn.Module | Callable[[int], Chain]
@@ -27,7 +29,8 @@ class Cuts:
             of stages to a chain.
         like: an example batch; may be left out where chains have their own.
 
-    Raises CannotCut.
+    Self-supervised rules get the module without its classifier, if it has one; a chain, or a function that makes chains, must
+    come without it. Raises CannotCut.
     """
 
     def __init__(self, model: Made, like: Tensor | None) -> None:
@@ -56,6 +59,22 @@ class Cuts:
 
     def profiled(self, stages: int, credit: Credit) -> tuple[Chain, Profile]:
         """A chain with the heads the rule needs, and what its stages cost. Raises CannotCut, HeadTooLarge, InvalidChoice."""
+        return (self._encoder if credit.self_supervised else self)._with_heads(stages, credit)
+
+    @functools.cached_property
+    def _encoder(self) -> Cuts:
+        """Of the network without its classifier."""
+        recipe = getattr(self._model, "recipe", None) or {}
+        if not isinstance(self._model, nn.Module) or isinstance(self._model, Chain) or recipe.get("encoder"):
+            return self
+        try:
+            return Cuts(encoder(self._model), self._like)
+        except InvalidChoice:
+            if recipe:  # a network of ul.models must have one
+                raise
+            return self
+
+    def _with_heads(self, stages: int, credit: Credit) -> tuple[Chain, Profile]:
         credit = _with_the_same_heads(credit)
         if (stages, credit) not in self._headed:
             self._headed[stages, credit] = self._profiled(stages, credit)

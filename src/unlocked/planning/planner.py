@@ -16,7 +16,7 @@ from ..simulation.hardware import Device, Hardware
 from ..simulation.network import uniform
 from ..simulation.options import ClusterOptions
 from ..simulation.profile import STATES
-from .candidates import Candidate, candidates
+from .candidates import BACKPROP, Candidate, candidates
 from .cuts import Cuts, Made
 from .predicting import Infeasible, Row, Setting, crowds, predict
 
@@ -43,8 +43,10 @@ class Plan:
 
     @property
     def single(self) -> Row | None:
-        """Backpropagation on one device; None if it does not fit, however small its micro-batches."""
-        return next((row for row in self.rows if row.devices == 1), None)
+        """Backpropagation on one device, or the best rule without labels if only such are planned; None if it does not fit,
+        however small its micro-batches."""
+        alone = [row for row in self.rows if row.devices == 1]
+        return next((row for row in alone if row.method == str(BACKPROP)), alone[0] if alone else None)
 
     @property
     def headline(self) -> str:

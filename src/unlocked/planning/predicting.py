@@ -162,7 +162,8 @@ class _Prediction:
         self._setting, self._candidate, self._credit, self._consensus = setting, candidate, credit, consensus
         self._chain, self._costs = chain, costs
         self._replicas, self._stages = candidate.method.replicas, candidate.stages
-        self._samples = math.ceil(share / candidate.accumulate)
+        views = 2 if credit.self_supervised else 1  # of each sample
+        self._samples = views * math.ceil(share / candidate.accumulate)
         self._part = math.ceil(self._samples / credit.parts)  # the most computed with at once
         self._used = used_devices(setting.hardware, candidate.devices)
         self._hardware = _only(setting.hardware, self._used)

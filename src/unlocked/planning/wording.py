@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..live import in_bytes as in_thousands
+from ..method_names import make_credit, parse_call
 from ..simulation.hardware import Hardware
 from ..simulation.options import ClusterOptions
 from . import accuracy
@@ -34,9 +35,10 @@ _COLUMNS = (
 )
 LEGEND = (
     "J stages; @N replicas; dev.: devices used. samples/s of one network: where several networks are trained at once "
-    "(networks), each of them goes at that rate and through all of the data. × one device: against backprop on the "
-    "fastest one. use: share of the time in which devices compute. up, down, among replicas: bytes per update of the "
-    "device that sends most. delay: updates between the weights of a forward and the update it causes, measured."
+    "(networks), each of them goes at that rate and through all of the data. × one device: against backprop (of rules "
+    "without labels: the best of them) on the fastest one. use: share of the time in which devices compute. up, down, among "
+    "replicas: bytes per update of the device that sends most. delay: updates between the weights of a forward and the update "
+    "it causes, measured."
 )
 
 
@@ -224,6 +226,7 @@ def assumptions(
     """What the figures rest on, a sentence each. `measured`: whether what is not given was, too, and not assumed."""
     hardware = setting.hardware
     device = hardware.device
+    unlabelled = any(make_credit(parse_call(text), setting.devices).self_supervised for text in credit)
     yield (
         f"Device: {device.flops / 1e12:g} TFLOP/s really reached{_assumed(given.flops, measured)}, "
         f"{device.memory_bandwidth / 1e9:g} GB/s of memory bandwidth{_assumed(given.memory_bandwidth, measured)}, "
@@ -243,6 +246,7 @@ def assumptions(
         f"Batch: {setting.batch} samples per update of one network. Replicas share it under rules that split the data "
         "(all-reduce, cdp, acco, local-sgd, …); under the others (independent, wash, …) each of N networks has such a batch."
         + (f" Every batch is split into {accumulate} accumulated micro-batches." if accumulate > 1 else "")
+        + (" Rules without labels train the network without its classifier, on two views of every sample." * unlabelled)
     )
     yield (
         "Time: counted operations / speed, and what is no matrix product by the memory's bandwidth; proportional to "

@@ -28,10 +28,11 @@ from torch import Tensor
 from ..batch import Batch
 from ..chain import Chain
 from ..costs import untouched
-from ..data import Data
+from ..data import Data, as_data
 from ..errors import InvalidChoice
 from ..evaluation import Score
 from ..held_out_pairs import pair_batch_size, pair_losses
+from ..labelled import as_trained, refuse_unlabelled
 from ..losses import classifies, logits
 from ..pairs import PairLoss
 from .explanation import KEPT, Depth, Explanation, Reading
@@ -63,6 +64,7 @@ def explain(
     batch_size: int = 256,
     knn: int | None = None,
     recipe: Recipe | None = None,
+    probe_on: Any = None,
     told: Told | None = None,
     recipe_told: Told | None = None,
 ) -> Explanation:
@@ -77,9 +79,11 @@ def explain(
         gradient_samples: about so many training samples for the gradients, drawn at random, in batches of `batch_size`.
         knn: so many neighbours vote, too; None: no vote. recipe: also train a linear layer at every depth. Both keep all
             features in memory, 4 bytes for each entry of each row of each depth, and want classes.
+        probe_on: of a network that learned without labels: labelled data to fit to instead of `train`, which then only says
+            what views are like. They and `test` are normalised as `train` is (labelled.py); all three are `Data` then.
         told: called with the number of samples done since the last call; recipe_told: with the rows a layer was trained on.
 
-    Raises InvalidChoice for options and data that do not fit.
+    Raises InvalidChoice for options and data that do not fit, BadData for data without labels.
     """
     from ..soups.predicting import Batches, device_of
 
@@ -96,9 +100,21 @@ def explain(
     pair_size = batch_size if isinstance(network, Chain) else pair_batch_size(network)
     options = _Options(pool, gradient_samples, pair_size, knn, recipe)
     probe = _Probe(chain, credit, options, device_of(chain), told or _ignore, recipe_told or _ignore)
+    if probe_on is not None:
+        if not probe.pairs:
+            raise InvalidChoice(
+                "The network has a classifier, so probes are fitted to its training data; leave out probe_on."
+            )
+        train, test = as_data(train), as_data(test)
+        probe_on, test = as_trained(train, as_data(probe_on)), as_trained(train, test)
+    viewed, held = Batches(train, batch_size), Batches(test, batch_size)
+    fitted_to = viewed if probe_on is None else Batches(probe_on, batch_size)
+    for one in (fitted_to.source, held.source):
+        if isinstance(one, Data):
+            refuse_unlabelled(one)
     with untouched(chain):
         torch.manual_seed(SEED)
-        return probe.explain(Batches(train, batch_size), Batches(test, batch_size), updates)
+        return probe.explain(fitted_to, held, updates, viewed.source)
 
 
 class _Options(NamedTuple):
@@ -133,21 +149,22 @@ class _Probe:
     ) -> None:
         self._chain, self._credit, self._options, self._device = chain, credit, options, device
         self._told, self._recipe_told = told, recipe_told
-        self._pairs = credit.self_supervised if credit is not None else isinstance(chain[-1].loss, PairLoss)
+        self.pairs = credit.self_supervised if credit is not None else isinstance(chain[-1].loss, PairLoss)
         self._kept = Kept(options.knn, options.recipe)
         self._columns = self._classes = 0  # of the probe's targets; of data whose network's outputs do not tell them
 
-    def explain(self, train: Batches, test: Batches, updates: int | None) -> Explanation:
+    def explain(self, train: Batches, test: Batches, updates: int | None, viewed: Any) -> Explanation:
+        """viewed: training data that say what views are like, where losses are of those."""
         self._chain.eval()
-        if self._pairs:
+        if self.pairs:
             self._classes = _classes_in(train)
         moments, classes = self._moments(train)
         scores = [ProbeScore(rows.probe()) for rows in moments]
         heads = self._score(test, scores)
         learns_from = teachers(self._chain, self._credit)
-        if self._pairs:
+        if self.pairs:
             size = self._options.pair_size
-            losses = pair_losses(self._chain, self._credit, train.source, test.source, size, self._device, self._told)
+            losses = pair_losses(self._chain, self._credit, viewed, test.source, size, self._device, self._told)
             heads = [(loss, None) for loss in losses]
             found: list[tuple[float | None, float | None]] = [(None, None)] * len(self._chain)
         else:
@@ -169,7 +186,7 @@ class _Probe:
             for depth, (rows, score) in enumerate(zip(moments, scores, strict=True))
         ]
         pool, knn, recipe = self._options.pool, self._options.knn, self._options.recipe
-        return Explanation(classes, scores[0].rows, pool, updates, depths, self._pairs, knn, recipe)
+        return Explanation(classes, scores[0].rows, pool, updates, depths, self.pairs, knn, recipe)
 
     def _moments(self, train: Batches) -> tuple[list[TrainingRows], bool]:
         """For every depth what its probe learns from; whether the targets are classes."""
@@ -190,7 +207,7 @@ class _Probe:
         """Scores the probes; (loss, accuracy) at the head of each stage, the last one's being the network's own."""
         last = len(self._chain) - 1
         headed = [j for j, stage in enumerate(self._chain) if stage.head is not None or j == last]
-        scores = {} if self._pairs else {j: Score() for j in headed}
+        scores = {} if self.pairs else {j: Score() for j in headed}
 
         def read(j: int, seen: Tensor, batch: Batch) -> None:
             if j in scores:
@@ -232,8 +249,8 @@ class _Probe:
             return features, labels, labels.shape[1]
         self._columns = columns = self._classes or logits(self._chain[-1].read(output)).shape[-1]
         if int(y.max()) >= columns or int(y.min()) < 0:
-            wanted = "the training data have" if self._pairs else "the network has"
-            what = "classes" if self._pairs else "outputs"
+            wanted = "the training data have" if self.pairs else "the network has"
+            what = "classes" if self.pairs else "outputs"
             raise InvalidChoice(
                 f"The data have the classes {int(y.min())} to {int(y.max())}, but {wanted} {columns} {what}; give the data it "
                 "was trained for."

@@ -119,7 +119,7 @@ def _accuracy(sheet: Sheet, study: Study, all_looks: dict[str, Look]) -> str:
         if not losses:
             return '<p class="missing">There was no validation, so there is no accuracy to show.</p>'
         axis = Axis("passes over the data", "held-out loss", whole=True)
-        text = "Held-out loss after each pass; the targets are no classes, so there is no accuracy."
+        text = "Held-out loss after each pass; there are no labels of classes, so there is no accuracy."
         return _charts(sheet, all_looks, [("Loss after each pass over the data", losses, axis)]) + caption(text)
     where = "this machine, all workers in one process"
     if _simulated(study):

@@ -58,7 +58,9 @@ def probed_words(methods: list[Method]) -> str:
     if not names:
         return ""
     whose = "It is" if len(names) == len(methods) else f"That of {listed(names)} is"
-    return f" {whose} of a linear probe, fitted to frozen features: the network learned without labels."
+    specs = {run.config.get("probe_on") for method in methods if method.probed for run in method.runs} - {None}
+    images = f" of {listed(sorted(map(str, specs)))}" if specs else ""
+    return f" {whose} of a linear probe, fitted to frozen features{images}: the network learned without labels."
 
 
 def title(study: Study) -> str:

@@ -127,8 +127,8 @@ def _reason(chain: Chain, credit: Any, consensus: Any, replicas: int, mitigation
 
     if not credit.local:
         return (
-            f"under {credit.name} a stage waits for gradients of other stages; take a rule whose stages learn alone, such as "
-            "dgl, predsim or greedy."
+            f"under {credit.name} a stage waits for {credit.awaits} of other stages; take a rule whose stages learn alone, "
+            "such as dgl, predsim or greedy."
         )
     if credit.crossing or credit.needs_processes:
         return f"{credit.name} has batches under way from step to step; take dgl, predsim or greedy."

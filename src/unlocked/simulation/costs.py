@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch import Tensor, nn
 
+from ..chain import Chain, Stage
 from ..errors import InvalidChoice, choose
 from ..work import WORKS, Work
 from .hardware import Device
 from .network import Line
-from .profile import STATES, Holding, Profile, StageProfile
+from .profile import STATES, Holding, Profile, StageProfile, profile
 
 _TRAFFIC: dict[Work, float] = {
     "forward": 2.0,
@@ -104,6 +106,21 @@ def costs_of(profile: Profile, device: Device, optimizer: str = "momentum") -> C
     """
     choose("optimizer", optimizer, STATES)
     return Costs(tuple(_stage(stage, device, STATES[optimizer]) for stage in profile.stages))
+
+
+def forward_of(network: nn.Module, like: Tensor, device: Device) -> Line:
+    """Seconds of the forward of a network by itself, counted as a stage's is. `like`: an example of its input (B, …).
+
+    Raises InvalidChoice for a network that does not run on shapes alone.
+    """
+    try:
+        (found,) = profile(Chain([Stage(network)], like)).stages
+    except Exception as error:  # a network may do anything with a tensor that has no values
+        raise InvalidChoice(
+            f"A simulated clock counts the operations of a {type(network).__name__} on shapes alone, which it cannot run on "
+            f"({type(error).__name__}: {error}); give one whose forward does not look at values, or train without the clock."
+        ) from error
+    return _stage(found, device, 0).seconds["forward"]
 
 
 def _stage(stage: StageProfile, device: Device, states: int) -> StageCosts:

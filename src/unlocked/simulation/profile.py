@@ -20,6 +20,7 @@ from ..batch import Batch
 from ..chain import Chain, Stage, join
 from ..credit.reconstructing import segments
 from ..losses import logits
+from ..pairs import PairLoss
 from ..probes.memory import SavedBytes
 from ..reversible import is_reversible
 from ..work import Work
@@ -212,7 +213,7 @@ def _read_stage(shapes: _ShapesOnly, chain: Chain, j: int, x: Tensor, data: Tens
             if loss is not None and loss.requires_grad:
                 loss.backward()
     with counter.counting("weight-backward"):
-        if h.requires_grad:
+        if h.requires_grad and weights:
             torch.autograd.grad(h, weights, torch.empty_like(h), retain_graph=True, allow_unused=True)
     done = _Progress(shapes, counter)
     with counter.counting("input-backward"):
@@ -270,6 +271,8 @@ def _loss(shapes: _ShapesOnly, stage: Stage, h: Tensor, data: Tensor) -> Tensor 
     scores = logits(output)
     if not isinstance(scores, Tensor) or scores.dim() < 2:
         return None
+    if isinstance(stage.loss, PairLoss):
+        stage = Stage(stage.body, loss=stage.loss.by_itself())
     try:
         return stage.judge(output, Batch(data, torch.empty(scores.shape[:-1], dtype=torch.long)))
     except (RuntimeError, TypeError, ValueError, AssertionError):

@@ -115,6 +115,8 @@ def _fitting(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             f"The data have a class {int(y.max())}, but the network has only {output.shape[-1]} outputs; give the data it was "
             "trained for."
         )
+    if not y.is_floating_point() and y.numel() and int(y.min()) < 0:
+        raise InvalidChoice("The data have no labels, so nothing can be scored on them; give labelled data.")
     return output
 
 

@@ -29,10 +29,10 @@ from ..cluster import Alone
 from ..errors import Deadlock, DoesNotFit, InvalidChoice, UnlockedError
 from ..rng import seed_of
 from ..rules.mean import ordered_sum
-from ..simulation.costs import Costs, costs_of
+from ..simulation.costs import Costs, costs_of, forward_of
 from ..simulation.hardware import Hardware, SlowDowns
 from ..simulation.memory import device_peaks
-from ..simulation.network import FREE, Wire
+from ..simulation.network import FREE, Line, Wire
 from ..simulation.profile import profile
 from ..timeline import Act, Timeline
 from ..work import USUAL, Work
@@ -109,6 +109,7 @@ class Simulated(MeetingWorkers):
         self._claimed: set[int] = set()  # devices that do something
         self._queues: dict[int, deque[object]] = defaultdict(deque)  # who waits for a device
         self._seconds_of: dict[tuple, float] = {}
+        self._forwards: dict[tuple, Line] = {}  # of networks that are no stages
         self._samples: dict[Place, int] = {}  # of a micro-batch, as a rule
         self._odd: dict[tuple[Place, int], int] = {}  # of those that are larger or smaller
         self._slow: dict[Place, tuple[int, float]] = {}
@@ -242,7 +243,7 @@ class Simulated(MeetingWorkers):
         device = self.devices[place]
         if kind == "F" and arguments:
             self._note_samples(here, _samples(arguments))
-        seconds = self._seconds(here, kind, function, device) if self._charged else 0.0
+        seconds = self._seconds(here, kind, function, arguments, device) if self._charged else 0.0
         claims = seconds > 0.0 and not isinstance(here, Companion)  # what goes on beside a program needs no device
         if claims:
             if device in self._claimed:
@@ -287,7 +288,7 @@ class Simulated(MeetingWorkers):
         owner = getattr(function, "__self__", None)
         return gives(*arguments) if owner is None else gives(owner, *arguments)
 
-    def _seconds(self, here: Worker, kind: str, function: Callable[..., Any], device: int) -> float:
+    def _seconds(self, here: Worker, kind: str, function: Callable[..., Any], arguments: tuple, device: int) -> float:
         if type(function) is Lasting:
             return function.seconds / self.hardware.speed(device)
         parts = _parts(kind, function)
@@ -298,7 +299,20 @@ class Simulated(MeetingWorkers):
             assert self.costs is not None
             seconds = self.costs[here.stage].of(parts, samples) / self.hardware.speed(device)
             self._seconds_of[key] = seconds
+        if (network := getattr(function, "network", None)) is not None:
+            seconds += self._forward(here.stage, network, arguments, samples) / self.hardware.speed(device)
         return seconds if self.hardware.slow_downs is None else seconds * self._slowed(here, self.hardware.slow_downs)
+
+    def _forward(self, stage: int, asked: Callable[..., Any], arguments: tuple, samples: int) -> float:
+        """Seconds of a forward of a network that is no stage (work.py), where those of stages are not made up."""
+        assert self.costs is not None
+        if not self.costs[stage].profile.flops:
+            return 0.0
+        network, like = asked(*arguments)
+        key = (network, like.shape[1:], like.dtype)
+        if key not in self._forwards:
+            self._forwards[key] = forward_of(network, like, self.hardware.device)
+        return self._forwards[key].at(samples)
 
     def _note_samples(self, here: Worker, samples: int) -> None:
         if self._samples.setdefault(here.place, samples) != samples:
