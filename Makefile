@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 3
-# two more than cores, as many tests wait for processes; nproc alone would answer with OMP_NUM_THREADS, which CI sets to 1
-JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 2)
+# three more than cores, as many tests wait for processes; nproc alone would answer with OMP_NUM_THREADS, which CI sets to 1
+JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 3)
 
-# groups: tests of one fixture that takes long to make
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+# one thread a process, for there are many; groups: tests of one fixture that takes long to make
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # else every process of a test compiles the library anew
 unexport PYTHONDONTWRITEBYTECODE

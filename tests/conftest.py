@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,11 +10,10 @@ import methods
 
 
 @pytest.fixture(autouse=True)
-def threads_kept() -> Iterator[None]:
-    """The command line sets the number of threads, which decides last bits that other tests compare."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def one_thread() -> None:
+    """As in the processes that tests start, for the number of threads decides last bits. The command line sets another one,
+    also in fixtures of whole modules, which are made before this one."""
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

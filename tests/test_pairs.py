@@ -40,6 +40,7 @@ def session(credit, rule, optimizer=None, **options):
 
 
 TRAIN, TEST = data(72, dtype=torch.float32), data(60, 1, dtype=torch.float32)
+FEW = data(48, dtype=torch.float32)  # 4 updates an epoch, 2 under rules that share the data
 
 
 @pytest.mark.parametrize("credit, rule", every(0))
@@ -58,7 +59,7 @@ def test_two_runs_with_one_seed_are_identical_and_another_seed_differs(credit, r
     for seed in (3, 3, 4):
         torch.manual_seed(len(states))  # the user's own stream must not matter
         made = session(credit, rule, seed=seed)
-        made.fit(TRAIN, 1, batch_size=12)
+        made.fit(FEW, 1, batch_size=12)
         states.append(state(made))
     assert_same(states[0], states[1])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
@@ -83,19 +84,19 @@ def test_resumed_is_uninterrupted_bit_for_bit(credit, rule, share, tmp_path):
     """Stopped inside an epoch and, for greedy learning, in either phase; momentum, Adam, dropout, clipping, schedule."""
     optimizer = next(OPTIMIZERS)
     whole = session(credit, rule, optimizer)
-    whole.fit(TRAIN, 2, batch_size=12)
+    whole.fit(FEW, 2, batch_size=12)
     stop = int(share * whole.steps)
     stopped = session(credit, rule, optimizer)
     with pytest.raises(ul.Interrupted):
-        stopped.fit(TRAIN, 2, batch_size=12, callbacks=[StopAfter(stop)], checkpoint=tmp_path / "run")
+        stopped.fit(FEW, 2, batch_size=12, callbacks=[StopAfter(stop)], checkpoint=tmp_path / "run")
     assert stopped.steps == stop
     model = mlp(2, norm=True, dropout=0.2, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # everything must come from the checkpoint
-    chain = ul.cut(model, 2, like=TRAIN.x[:4])
+    chain = ul.cut(model, 2, like=FEW.x[:4])
     resumed = ul.Trainer.resume(tmp_path / "run", chain)
-    resumed.fit(TRAIN, 2, batch_size=12)
+    resumed.fit(FEW, 2, batch_size=12)
     assert resumed.steps == whole.steps
     assert_same(state(resumed), state(whole))
     assert resumed.bytes_sent == whole.bytes_sent

@@ -620,7 +620,7 @@ def test_one_device_is_a_plan_too(capsys):
 
 
 def test_nothing_that_fits_is_exit_code_1(capsys):
-    assert cli.main([*SMALL, "--memory", "1kB"]) == 1
+    assert cli.main([*SMALL, "--memory", "1kB", "--credit", "backprop", "gpipe", "dgl"]) == 1
     assert capsys.readouterr().out.startswith("Nothing fits.")
 
 

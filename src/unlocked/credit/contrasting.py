@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,9 +55,6 @@ from .contrasted import (
     through_local,
 )
 from .oracle import Oracle
-
-if TYPE_CHECKING:
-    pass
 
 Replicas = Literal["together", "alone"]
 
