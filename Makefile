@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 3
-# three more than cores, as many tests wait for processes; nproc alone would answer with OMP_NUM_THREADS, which CI sets to 1
-JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 3)
+# two more than cores, as many tests wait for processes; nproc alone would answer with OMP_NUM_THREADS, which CI sets to 1
+JOBS ?= $(shell expr $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) + 2)
 
 # one thread a process, for there are many; groups: tests of one fixture that takes long to make
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup

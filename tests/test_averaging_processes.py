@@ -105,8 +105,8 @@ def test_four_processes_equal_one():
 
 
 def test_four_replicas_on_two_and_four_processes():
-    compare(4, FOUR, 4)
-    compare(2, FOUR, 4)
+    compare(4, list(FOUR)[::2], 4)
+    compare(2, list(FOUR)[1::2], 4)
 
 
 def test_over_gloo():

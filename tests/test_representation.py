@@ -438,6 +438,7 @@ AS_TEXT = [
     "--stages=2",
     "--device=cpu",
     "--tensorboard=off",
+    "--threads=1",
 ]
 
 

@@ -445,7 +445,7 @@ def test_cut_into_any_number_of_stages_is_the_network_bit_for_bit(name: str) -> 
     model, x = network(name), batch(name)
     total = len(model.pieces())
     whole = copy.deepcopy(model)
-    for stages in sorted({1, 2, 3, total // 2, total - 1, total}):
+    for stages in sorted({2, total // 2, total}):
         chain = ul.cut(model, stages, like=x, balance="parameters")
         assert len(chain) == stages
         for training in (True, False):
