@@ -517,13 +517,15 @@ class Looking(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-FEW = ["--credit", "backprop", "gpipe", "dgl", "--consensus", "all-reduce", "wash"]  # all are tried above
+FEW_RULES = ["--credit", "backprop", "gpipe", "dgl", "--consensus", "all-reduce", "wash"]  # all are tried above
 SMALL = ["plan", "--model", "mlp", "--input", "16", "--width", "16", "--devices", "4", "--batch", "32"]
 
 
 def test_the_command_prints_all_there_is_to_know(capsys):
     assert (
-        cli.main([*SMALL, *FEW, *shlex.split("--memory 1GiB --bandwidth 1Gbit/s --latency 100us --speeds 1,1,0.5")])
+        cli.main(
+            [*SMALL, *FEW_RULES, *shlex.split("--memory 1GiB --bandwidth 1Gbit/s --latency 100us --speeds 1,1,0.5")]
+        )
         == 0
     )
     printed = capsys.readouterr().out
@@ -621,7 +623,7 @@ def test_one_device_is_a_plan_too(capsys):
 
 
 def test_nothing_that_fits_is_exit_code_1(capsys):
-    assert cli.main([*SMALL, "--memory", "1kB", *FEW]) == 1
+    assert cli.main([*SMALL, "--memory", "1kB", *FEW_RULES]) == 1
     assert capsys.readouterr().out.startswith("Nothing fits.")
 
 
