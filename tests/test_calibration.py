@@ -245,6 +245,24 @@ def test_the_stopwatch_stands_still_while_another_program_has_the_core() -> None
     assert wall > 1.5 * stopped
 
 
+def test_a_core_lost_within_a_reading_does_not_set_the_stopwatch_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, waited, loses = 10.0, 0.0, False
+
+    def perf_counter() -> float:
+        nonlocal wall, waited, loses
+        read = wall
+        if loses:  # as soon as the wall clock is read
+            wall, waited, loses = wall + 1.0, waited + 1.0, False
+        return read
+
+    monkeypatch.setattr(time, "perf_counter", perf_counter)
+    monkeypatch.setattr(Stopwatch, "_waited", lambda self: waited)
+    with Stopwatch() as watch:
+        before = watch.now()
+        loses = True
+        assert watch.now() == before
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 

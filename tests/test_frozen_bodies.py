@@ -96,7 +96,4 @@ def test_its_costs_are_read_and_measured(frozen):
     chain = cut(frozen)
     assert profile(chain).stages[frozen].trained == 8 * (7 * 6 + 6)  # bytes of the head
     times = measure_stages(cut(frozen), [4], windows=1, seconds=0.01)
-    measured = times[frozen][4][
-        "backward" if frozen == 0 else "input-backward"
-    ]  # a difference of times: noise has either sign
-    assert abs(measured) < 60
+    assert times[frozen][4]["backward" if frozen == 0 else "input-backward"] > 0.0

@@ -23,7 +23,12 @@ class Stopwatch:
 
     def now(self) -> float:
         """Seconds of wall clock, without those spent waiting for a core."""
-        return time.perf_counter() - self._waited()
+        before = self._waited()
+        while True:
+            wall, waited = time.perf_counter(), self._waited()
+            if waited == before:
+                return wall - waited
+            before = waited  # the core was lost between the two readings, so they do not belong together
 
     def close(self) -> None:
         """Not to be asked any more."""
