@@ -503,6 +503,18 @@ def test_watching_changes_no_bit_of_the_weights_that_are_trained(mode, guess, in
     assert all(torch.equal(trained[0][name], x) for name, x in trained[1].items())
 
 
+@pytest.mark.parametrize("consensus", [ul.consensus.ACCO(), ul.consensus.DPU()], ids=lambda one: one.name)
+def test_watching_changes_no_clipping_where_the_optimizer_is_split(consensus):
+    trained = []
+    for watch in (True, False):
+        made = rule("gaussian", "global", "shared", "two-backward", watch=watch)
+        session = trainer(made, stages=2, clip=0.1, replicas=2, consensus=consensus, accumulate=2)
+        for k in range(3):
+            session.step(*batch(8, seed=k))
+        trained.append(session.chains[0].state_dict())
+    assert all(torch.allclose(trained[0][name], x, rtol=0, atol=1e-12) for name, x in trained[1].items())
+
+
 @pytest.mark.parametrize("mode", ["forward", "two-backward"])
 def test_a_guess_of_activations_beside_heads_is_drawn_alike_in_every_world(mode):
     trained = []

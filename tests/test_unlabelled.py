@@ -370,7 +370,9 @@ def test_the_command_line_refuses_in_a_sentence_and_leaves_no_run(
         (["train", *where, "dgl", *labelled, "--probe-on", "digits"], "leave out probe_on"),
         (["train", *where, rule, *free, "--probe-on", f"folder:{tmp_path}/small"], "shape (1, 2, 2)"),
         (["train", *where, rule, *labelled, "--probe-on", specs["data"]], "has no labels"),
+        (["train", *where, rule, *free, "--probe"], "no accuracy can be had of it; give labelled data"),
         (["compare", "--methods", rule, "dgl", *free, "--out", str(tmp_path / "out")], "dgl learns from labels here"),
+        (["compare", "--methods", rule, *free, "--probe", "--out", str(tmp_path / "out")], "give labelled data"),
     ]
     for words, sentence in cases:
         assert main([*words, *common]) == 2

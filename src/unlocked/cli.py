@@ -42,6 +42,7 @@ from .comparing import compare, default_folder, plan
 from .errors import Deadlock, InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError, choose
 from .listing import LEGEND, as_markdown, as_rich, rules
 from .loop import Interrupted
+from .running import refuse_unprobed
 from .simulation.options import described
 from .table import as_rich as comparison_table
 
@@ -218,6 +219,9 @@ def _compare(command: Compare, text: str) -> int:
     made = plan(
         command.methods, command, command.seeds, command.jobs, folder, text, command.world, command.processes, cluster
     )
+    if command.probe:
+        for method in made.methods:
+            refuse_unprobed(made.configs[method][0])
     console = _console()
     if not command.json:
         runs = len(made.methods) * made.seeds

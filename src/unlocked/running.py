@@ -22,7 +22,7 @@ from .credit import GNDGL
 from .cutting import cut
 from .data import Data
 from .errors import InvalidChoice
-from .labelled import check_scoring
+from .labelled import check_scoring, refuse_unlabelled
 from .merging import recorded_steps
 from .method_names import make_consensus, make_credit, make_mitigation
 from .population import of_setting
@@ -76,6 +76,13 @@ def load_sets(config: RunConfig) -> tuple[Data, Data | None, Data]:
     credit.check_data(train, config.batch_size, config.accumulate)
     check_scoring(credit, train, probe_on, test)
     return train, probe_on, test
+
+
+def refuse_unprobed(config: RunConfig) -> None:
+    """Raises BadData for a run of which nothing could be probed afterwards: what a probe is fitted to has no labels."""
+    train, probe_on, test = load_sets(config)
+    for one in (train if probe_on is None else probe_on, test):
+        refuse_unlabelled(one)
 
 
 def make_chain(config: RunConfig, train: Data) -> Chain:

@@ -27,7 +27,7 @@ from .loop import Interrupted, interrupted
 from .method_names import Method, parse_call
 from .residency import OneStage
 from .run_files import read_config
-from .running import JsonLines, groups_of, is_complete, run
+from .running import JsonLines, groups_of, is_complete, refuse_unprobed, run
 from .simulation.options import CLUSTER_OPTIONS, described, in_words
 from .worlds import Distributed, InProcess, World
 
@@ -117,6 +117,8 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
     crew = world.crew
     config, folder = _resumed(command, crew) if command.resume is not None else _fresh(command, crew)
     crew.agree(config.to_json(), "the run")
+    if command.probe:
+        refuse_unprobed(config)
     if not command.json:
         again = " (already complete)" if is_complete(folder, config) else ""
         on = config.data if config.probe_on is None else f"{config.data}, probed on {config.probe_on}"

@@ -56,11 +56,11 @@ class _Acco(Accumulating):
             return self.start("the commit of acco", self.whole)
         return None if self.kept is None else self.start("the estimate of acco", self.kept)
 
-    def make(self, factor: float, samples: int) -> list[list[Tensor]]:
+    def make(self, samples: int) -> list[list[Tensor]]:
         assert self.part is not None
         if self.whole is None:
-            return [self.part.foresee(factor, self._scale)]
-        return [self.commit(factor, samples)]
+            return [self.part.foresee(self._scale)]
+        return [self.commit(samples)]
 
     @work(gives=lambda self, arrived: Sum([], 0))
     def between(self, arrived: Any) -> Sum:

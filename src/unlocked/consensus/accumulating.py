@@ -58,7 +58,11 @@ class Accumulating(Weights, ABC):
         self._sizes = [len(part) for part in torch.arange(store.accumulate).tensor_split(self.rounds)]
         size = worker.replicas.size
         real = store.optimizer is not None  # not under shapes only
-        self.part = Shard(self.parameters, store.optimizer, mitigation, worker.replica, size) if real else None
+        together = self._clipped_together()
+        self.part = (
+            Shard(self.parameters, together, store.optimizer, mitigation, worker.replica, size) if real else None
+        )
+        self._norms = len(together)
         self.mitigating = None if self.part is None else self.part.mitigating
         self.kept: Sum | None = None
         self.whole: Sum | None = None
@@ -207,12 +211,12 @@ class Accumulating(Weights, ABC):
         samples = sum(int(count) for count in counts)
         rows = await worker.run("U", self._flat, gradients)
         parts = [await replicas.reduce_scatter(channel, row) for row in rows]
-        square = await worker.run("U", self._take, parts, samples, gradients)
-        squares = [square]
+        squares = await worker.run("U", self._take, parts, samples, gradients)
+        factors = [1.0] * self._norms
         if self.store.clip is not None:
-            everybodys = await replicas.gather(channel, torch.tensor([square], dtype=torch.float64))
-            squares = [float(one) for one in everybodys]
-        made = await worker.run("U", self._make, clip_factor(squares, self.store.clip), samples)
+            everybodys = await replicas.gather(channel, torch.tensor(squares, dtype=torch.float64))
+            factors = [clip_factor(of_all, self.store.clip) for of_all in zip(*(one.tolist() for one in everybodys))]
+        made = await worker.run("U", self._make, factors, samples)
         return [[torch.cat(await replicas.gather(channel, row)) for row in weights] for weights in made]
 
     def _rows(self, gradients: Sum) -> list[Tensor]:
@@ -228,12 +232,12 @@ class Accumulating(Weights, ABC):
         """The sums in a row, one for each dtype."""
         return flat([torch.zeros_like(x) if g is None else g for g, x in zip(gradients.gradients, self.parameters)])
 
-    @work(gives=lambda self, parts, samples, gradients: 0.0)
-    def _take(self, parts: list[Tensor], samples: int, gradients: Sum) -> float:
+    @work(gives=lambda self, parts, samples, gradients: [0.0] * self._norms)
+    def _take(self, parts: list[Tensor], samples: int, gradients: Sum) -> list[float]:
         assert self.part is not None
         return self.part.take(parts, samples, [g is not None for g in gradients.gradients])
 
-    def _own_rows(self, factor: float, samples: int) -> list[list[Tensor]]:
+    def _own_rows(self) -> list[list[Tensor]]:
         rank, size = self.worker.replica, self.worker.replicas.size
         rows = []
         for row in self._rows(Sum([], 0)):
@@ -241,22 +245,23 @@ class Accumulating(Weights, ABC):
             rows.append(row[begin:end])
         return [rows]
 
-    @work("update", gives=lambda self, factor, samples: self._own_rows(factor, samples))
-    def _make(self, factor: float, samples: int) -> list[list[Tensor]]:
+    @work("update", gives=lambda self, factors, samples: self._own_rows())
+    def _make(self, factors: list[float], samples: int) -> list[list[Tensor]]:
         assert self.part is not None
-        made = self.make(factor, samples)
+        self.part.clip(factors)
+        made = self.make(samples)
         self.part.drop_gradients()
         return made
 
     @abstractmethod
-    def make(self, factor: float, samples: int) -> list[list[Tensor]]:
+    def make(self, samples: int) -> list[list[Tensor]]:
         """The new weights' own parts (a row per dtype each), from the gradients taken into the shard."""
 
-    def commit(self, factor: float, samples: int) -> list[Tensor]:
+    def commit(self, samples: int) -> list[Tensor]:
         """The optimizer's step for good, and the schedule's."""
         assert self.part is not None
         self._torn = True  # until the new weights are in place everywhere
-        made = self.part.step(factor)
+        made = self.part.step()
         self.seen += samples
         store = self.store
         if store.scheduler is not None and store.clock == "step":

@@ -45,8 +45,8 @@ class _Delayed(Accumulating):
     def begin(self) -> Beside | None:
         return None if self.kept is None else self.start(f"the update of {self.channel}", self.kept)
 
-    def make(self, factor: float, samples: int) -> list[list[Tensor]]:
-        return [self.commit(factor, samples)]
+    def make(self, samples: int) -> list[list[Tensor]]:
+        return [self.commit(samples)]
 
     def finish(self, arrived: Any) -> None:
         self.kept = self.collect()
@@ -72,12 +72,12 @@ class _Predicted(_Delayed):
         self.swap(self._ahead)
         self._swapped = True
 
-    def make(self, factor: float, samples: int) -> list[list[Tensor]]:
+    def make(self, samples: int) -> list[list[Tensor]]:
         assert self.part is not None
-        return [self.commit(factor, samples), self.part.foresee(factor)]
+        return [self.commit(samples), self.part.foresee()]
 
-    def _own_rows(self, factor: float, samples: int) -> list[list[Tensor]]:
-        return super()._own_rows(factor, samples) * 2
+    def _own_rows(self) -> list[list[Tensor]]:
+        return super()._own_rows() * 2
 
     def finish(self, arrived: Any) -> None:
         super().finish(arrived)

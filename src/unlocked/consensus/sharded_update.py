@@ -31,13 +31,14 @@ _NOT_BY_ELEMENT = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
 class Shard:
     """One replica's part of a stage's values, and the optimizer's state for it.
 
-    pieces: the parts of parameters it consists of, as parameters of their own. `rows`: the positions of the parameters of each
-    dtype; there is one exchange for each.
+    clipped: the parameters in groups that are clipped by their norm each. pieces: the parts of parameters it consists of, as
+    parameters of their own. `rows`: the positions of the parameters of each dtype; there is one exchange for each.
     """
 
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
+        clipped: Sequence[Sequence[nn.Parameter]],
         optimizer: torch.optim.Optimizer,
         mitigation: Mitigation | None,
         rank: int,
@@ -52,6 +53,8 @@ class Shard:
             self._where.append([piece._replace(of=positions[piece.of]) for piece in pieces_of(sizes, begin, end)])
         self._whole = [piece for row in self._where for piece in row]
         self._index = [piece.of for piece in self._whole]
+        group = {id(x): number for number, row in enumerate(clipped) for x in row}
+        self._clipped, self._norms = [group[id(parameters[k])] for k in self._index], len(clipped)
         self.pieces = [nn.Parameter(self._part(piece).clone()) for piece in self._whole]
         self._groups = self._grouped()
         optimizer.state.clear()  # what it has made for the whole parameters; it makes it again
@@ -97,8 +100,8 @@ class Shard:
             mine.copy_(self._part(piece))
 
     @torch.no_grad()
-    def take(self, parts: Sequence[Tensor], samples: int, used: Sequence[bool]) -> float:
-        """The mean gradient of the own part is `parts` (a row per dtype) / `samples`; returns its squared norm.
+    def take(self, parts: Sequence[Tensor], samples: int, used: Sequence[bool]) -> list[float]:
+        """The mean gradient of the own part is `parts` (a row per dtype) / `samples`; returns each group's squared norm.
 
         `used`: which parameters had a part in the loss.
         """
@@ -109,16 +112,25 @@ class Shard:
             gradients = self.mitigating.compensate(gradients, None, 1, 1.0)  # type: ignore[arg-type]
         for piece, gradient in zip(self.pieces, gradients):
             piece.grad = gradient
-        return sum(float(g.double().square().sum()) for g in gradients if g is not None)
+        squares = [0.0] * self._norms
+        for number, gradient in zip(self._clipped, gradients):
+            if gradient is not None:
+                squares[number] += float(gradient.double().square().sum())
+        return squares
 
     @torch.no_grad()
-    def step(self, factor: float = 1.0, scale: float = 1.0) -> list[Tensor]:
-        """The optimizer's step with `factor` times the gradients taken; the new values of the own part, a row per dtype."""
+    def clip(self, factors: Sequence[float]) -> None:
+        """Multiply the gradients taken, of each group by its factor."""
+        for piece, number in zip(self.pieces, self._clipped):
+            if piece.grad is not None:
+                piece.grad = piece.grad * factors[number]
+
+    @torch.no_grad()
+    def step(self, scale: float = 1.0) -> list[Tensor]:
+        """The optimizer's step with the gradients taken; the new values of the own part, a row per dtype."""
         taken = [piece.grad for piece in self.pieces]
-        for piece, gradient in zip(
-            self.pieces, taken
-        ):  # copies: some optimizers write into gradients (foreach Nesterov)
-            piece.grad = None if gradient is None else gradient * factor
+        for piece, gradient in zip(self.pieces, taken):  # copies: some optimizers write into gradients
+            piece.grad = None if gradient is None else gradient.clone()
         if self.mitigating is not None:
             self.seen.before = copied(self.pieces)
         with self._at_work(scale):
@@ -128,14 +140,14 @@ class Shard:
         return self.values()
 
     @torch.no_grad()
-    def foresee(self, factor: float = 1.0, scale: float = 1.0) -> list[Tensor]:
+    def foresee(self, scale: float = 1.0) -> list[Tensor]:
         """What `step` would give; everything is as it was afterwards."""
         optimizer = self._optimizer
         values = copied(self.pieces)
         state = {piece: _copied(entry) for piece, entry in self.state.items()}
         options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         before = self.seen.before
-        found = self.step(factor, scale)
+        found = self.step(scale)
         for piece, value in zip(self.pieces, values):
             piece.copy_(value)
         self.state.clear()

@@ -146,6 +146,7 @@ class GhostStage:
         self.lends = () if module is None else module.lends
         self.borrows = None if module is None else module.borrows
         self.mixed_above = True if module is None else module.mixed_above
+        self.watched = False if module is None else module.watched
         self._parameters = [GhostParameter(*shape) for shape in shapes]
 
     def parameters(self) -> Iterator[GhostParameter]:
