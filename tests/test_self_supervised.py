@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import unlocked as ul
 from unlocked import pairs
 from unlocked.cli import main
+from unlocked.credit.oracle import Oracle
 from unlocked.cutting import from_recipe_of_chain
 from unlocked.errors import NonFiniteLoss
 from unlocked.method_names import make_credit, parse_method
@@ -27,7 +28,10 @@ from unlocked.probes.predicted import predicted
 from unlocked.probes.step import Metering
 from unlocked.simulation import Device, Hardware, uniform
 from unlocked.simulation.costs import Costs, StageCosts, costs_of
+from unlocked.simulation.memory import device_peaks
 from unlocked.simulation.profile import profile
+from unlocked.timeline import Timeline
+from unlocked.worker import Place
 from unlocked.worlds import Simulated
 
 import methods
@@ -48,7 +52,7 @@ def trainer(credit, consensus=None, stages=3, **options):
     """Of a network of five parts whose features are 7 numbers."""
     model = options.pop("model", None) or body()
     options.setdefault("optimizer", momentum)
-    like = batch()[0].to(next(model.parameters()).dtype)
+    like = options.pop("like", batch()[0].to(next(model.parameters()).dtype))
     return ul.Trainer(ul.cut(model, stages, like=like), credit=credit, consensus=consensus, **options)
 
 
@@ -424,6 +428,12 @@ def test_the_simulated_clock_charges_an_oracle_s_forward_as_a_stage_s_and_change
     of_a_stage = costs_of(profile(ul.Chain([ul.Stage(oracles[1])], batch()[0])), device)[0].of(("forward",), 12)
     assert plain < free and of_a_stage > 12 * 2 * 40 * 8 / 1e6  # the loss has more to compare
     assert asked - free == pytest.approx(2 * of_a_stage)  # for each micro-batch
+    weights = (5 * 40 + 40 + 40 * 3 + 3) * 8  # of each replica's first stage, and no other's
+    rules = [ul.credit.OracleSimCLR(oracle, -1, 1, dimension=6) for oracle in oracles]
+    assert [[rule.holds_beside(j) for j in (0, 1)] for rule in rules] == [[0, 0], [weights, 0]]
+    costs, devices = costs_of(profile(ul.cut(body(), 2, like=batch()[0])), device), {Place(0, j): j for j in (0, 1)}
+    peaks = [device_peaks(Timeline(), costs, 24, devices, rule) for rule in rules]
+    assert [peaks[1][device] - peaks[0][device] for device in (0, 1)] == [weights, 0]
     above = trainer(ul.credit.OracleSimCLR(oracles[1], -1, 1, dimension=6), stages=2, world=Simulated(world.hardware))
     above.step(*batch(24))
     (sent,) = (act for act in above.timeline if act.kind == "S" and act.channel == "oracle")
@@ -583,6 +593,20 @@ def test_an_oracle_is_a_run_with_a_projector(tmp_path):
     session.save(tmp_path / "supervised")
     with pytest.raises(ul.UnlockedError, match="a network without a projector, trained by backprop"):
         ul.credit.OracleSimCLR(str(tmp_path / "supervised")).check_data(images(), 8, 1)
+
+
+def test_an_oracle_is_read_once_until_its_run_goes_on(tmp_path):
+    x = images().x[:12].float()
+    model = ul.models.encoder(ul.models.mlp(x.shape[1:], 2, width=4))
+    session = trainer(ul.credit.SimCLR(dimension=6), model=model, like=x)
+    session.save(tmp_path)
+    seen: list[Oracle] = []
+    for _ in range(2):
+        seen += [ul.credit.OracleSimCLR(str(tmp_path), dimension=6)._oracle for _ in range(2)]
+        assert torch.equal(seen[-1](x), seen[-2](x)) and seen[-1]._network is seen[-2]._network
+        session.step(x, images().y[:12])
+        session.save(tmp_path)
+    assert not torch.equal(seen[0](x), seen[2](x))
 
 
 @pytest.mark.parametrize("rule", [ul.credit.OracleSimCLR, ul.credit.DGSSLLLM])

@@ -118,6 +118,10 @@ class Credit(ABC):
         """What a stage holds of a micro-batch; `last`: the last stage."""
         return Held()
 
+    def holds_beside(self, stage: int) -> int:
+        """Bytes of what a stage's worker holds always, beside the stage: weights of another network that is asked."""
+        return 0
+
     def filling(self, stages: int, accumulate: int) -> int:
         """Updates until as much is in flight as ever will be; 0 for rules that finish every step."""
         return 0

@@ -92,6 +92,9 @@ class Contrasting(Credit):
     def held(self, last: bool) -> Held:
         return Held(several="input")
 
+    def holds_beside(self, stage: int) -> int:
+        return 0 if stage or self.oracle_rows is None else self.oracle_rows.bytes
+
     # ---- before training -----------------------------------------------------------------------------------------------
 
     def check(self, consensus: Consensus) -> None:

@@ -9,6 +9,7 @@ A folder is read when the oracle is first asked, so that a run can be opened wit
 from __future__ import annotations
 
 import functools
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,17 @@ class Oracle:
                 f"{self._rule}'s oracle is a {type(given).__name__}; give the folder of a run of simclr, or a torch.nn.Module."
             )
 
+    @property
+    def bytes(self) -> int:
+        """Of its weights and buffers; 0 where it cannot be read."""
+        try:
+            return sum(x.nbytes for x in chain(self._network.parameters(), self._network.buffers()))
+        except UnlockedError:
+            return 0
+
     def _read(self) -> nn.Module:
         try:
-            return of_run(self._given)
+            return _kept(Path(self._given).expanduser().absolute(), *_newest(self._given))
         except UnlockedError as error:
             place = Path(self._given).expanduser().absolute()
             raise InvalidChoice(
@@ -119,6 +128,18 @@ class Oracle:
             raise InvalidChoice(f"{self._rule}'s oracle gives {shape} for {len(x)} inputs; it must give (B, E).")
 
 
+def _newest(path: str | Path) -> tuple[tuple[Path, int], ...]:
+    """What is in a run's folder, and since when: another answer once it has been trained on."""
+    folder = Path(path).expanduser()
+    return tuple((file, file.stat().st_mtime_ns) for file in sorted([*folder.glob("LATEST"), *folder.glob("*/LATEST")]))
+
+
+@functools.lru_cache(maxsize=2)
+def _kept(path: Path, *newest: tuple[Path, int]) -> nn.Module:
+    """`of_run`, once for all rules that name the same run: plans make many."""
+    return of_run(path)
+
+
 def of_run(path: str | Path) -> nn.Module:
     """Encoder and projector of a finished run (its folder, or that of its checkpoints), on the CPU; the mean of its replicas.
 
@@ -130,10 +151,10 @@ def of_run(path: str | Path) -> nn.Module:
     inside = folder / "checkpoint"
     with torch.random.fork_rng(devices=[]):
         trainer = Trainer.resume(inside if inside.is_dir() else folder, device="cpu")
-        chain = trainer.averaged()
-    head = chain[-1].head
+        network = trainer.averaged()
+    head = network[-1].head
     if head is None:
         raise InvalidChoice(
             f"{path} holds a network without a projector, trained by {trainer.credit.name}; give a run of simclr."
         )
-    return nn.Sequential(chain, head)
+    return nn.Sequential(network, head)

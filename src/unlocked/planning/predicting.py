@@ -325,7 +325,7 @@ class _Prediction:
     def _too_large(self, peaks: list[int], memory: int) -> Infeasible:
         worst = max(range(len(peaks)), key=peaks.__getitem__)
         place = next(place for place, device in self._placement.items() if device == worst)
-        held = self._costs[place.stage].held
+        held = self._costs[place.stage].held + self._credit.holds_beside(place.stage)
         reason = f"{self._name(place)} would hold {in_bytes(peaks[worst])}, but has {in_bytes(memory)}."
         more = "more stages" if self._setting.devices > self._replicas else "a device with more memory"
         if held >= memory:

@@ -1,6 +1,6 @@
 """Bytes held on every worker over a timeline, by what the stages' costs and the credit rule say.
 
-    held always          weights, buffers, their gradients, the optimizer's state
+    held always          weights, buffers, their gradients, the optimizer's state; networks that a rule asks (an oracle)
     activations          what a rule holds of a micro-batch (`Credit.held`), from the start of its forward to the end of
                          its last backward there; a graph that is made again, during that backward; a head's, from
                          where the head runs (its own act L, else the backward) to the same end
@@ -80,7 +80,7 @@ def device_peaks(
     always: dict[int, int] = defaultdict(int)
     curves = [activation_curves(timeline, costs, samples, credit), version_curves(timeline, costs, credit)]
     for place, device in devices.items():
-        always[device] += costs[place.stage].held
+        always[device] += costs[place.stage].held + (0 if credit is None else credit.holds_beside(place.stage))
         rows[device] += [found[place] for found in curves if found.get(place)]
     return {device: size + max((x for _, x in together(rows[device])), default=0) for device, size in always.items()}
 
