@@ -281,6 +281,19 @@ def test_the_losses_of_the_samples_are_those_of_batches_of_one(samples, position
         torch.testing.assert_close(found[i], loss(output[i : i + 1], y[i : i + 1]))
 
 
+@given(positions=st.integers(2, 4), left_out=st.integers(0, 7))
+@settings(deadline=None, max_examples=20)
+def test_the_losses_of_the_samples_have_the_batch_s_mean_where_targets_are_left_out(positions, left_out):
+    source = torch.Generator().manual_seed(left_out)
+    output = torch.randn((2, positions, 5), generator=source, dtype=torch.float64)
+    y = torch.randint(5, (2, positions), generator=source)
+    y.flatten()[torch.randperm(2 * positions, generator=source)[: min(left_out, 2 * positions - 1)]] = -100
+    found = per_sample(cross_entropy, output, y)
+    torch.testing.assert_close(found.mean(), cross_entropy(output, y))
+    one = cross_entropy(output[:1], y[:1]) * (y[0] != -100).sum() * 2 / (y != -100).sum()
+    torch.testing.assert_close(found[0], torch.nan_to_num(one))
+
+
 def limit(chain, x, y, noise, xis):
     """Stage by stage: (∂h/∂θ)ᵀ (Σ_k ⟨∂ℓ_i/∂h_k, ξ_ik⟩ ξ_i)_i / B for the stages k that count, from autograd."""
     chain = copy.deepcopy(chain)

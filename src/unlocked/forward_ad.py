@@ -7,20 +7,25 @@
 f body, x (B, …) input, θ parameters. All but the last are a second run of the forward: it must find the random state of the
 first one (dropout), and it uses the batch's own statistics in BatchNorm without counting them again. No graph is left.
 
-What forward mode cannot do is said in a sentence. Attention runs through PyTorch's math kernel here, since its fused ones have
-no forward mode (pytorch#117629); a result may differ from the fused kernel's by rounding.
+Under autocast a norm of a half-precision input runs in its weights' precision: PyTorch would give it a tangent of another type
+than its output, which the next layer refuses. What forward mode cannot do is said in a sentence. Attention runs through
+PyTorch's math kernel here, since its fused ones have no forward mode (pytorch#117629); a result may differ from the fused
+kernel's by rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .batch import at_least_two
 from .costs import untouched
@@ -64,6 +69,20 @@ def forward_along(
         return found, torch.zeros_like(found) if along is None else along
 
 
+class _NormsInOneType(TorchFunctionMode):
+    """Context manager: a norm whose input has a lower precision than its weights reads the input in theirs."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and function in (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm):
+            x, *others = args
+            kinds = [one.dtype for one in (*others, *kwargs.values()) if isinstance(one, Tensor)]
+            if any(kind.itemsize > x.dtype.itemsize for kind in kinds if kind.is_floating_point):
+                wide = max(kinds, key=lambda kind: kind.itemsize)
+                return function(x.to(wide), *others, **kwargs).to(x.dtype)
+        return function(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def _prepared(body: nn.Module, counted: bool = False) -> Iterator[None]:
     """No graph, no fused attention, no statistics but if `counted`; what has no forward mode is named in a sentence."""
@@ -71,7 +90,7 @@ def _prepared(body: nn.Module, counted: bool = False) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     kept = contextlib.nullcontext() if counted else statistics_kept(body.modules())
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept, InOrder():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept, InOrder(), _NormsInOneType():
             yield
     except (NotImplementedError, RuntimeError) as error:
         if (sentence := _refused(error, body)) is None:
@@ -102,18 +121,37 @@ def check_forward_mode(body: nn.Module, x: Tensor, where: str) -> None:
     try:
         with untouched(body):
             x = at_least_two(x)
-            names = [name for name, p in body.named_parameters() if p.requires_grad][:1]
-            push_weights(body, x, {name: torch.zeros_like(body.get_parameter(name)) for name in names})
+            learning = {name: torch.zeros_like(p) for name, p in body.named_parameters() if p.requires_grad}
+            push_weights(body, x, learning)
             if x.is_floating_point():
                 push(body, x, torch.zeros_like(x)[None])
+            _check_that_it_can_be_run_again(body, x)
     except InvalidChoice as refused:
         raise InvalidChoice(f"{where}: {refused}") from refused
 
 
+def _check_that_it_can_be_run_again(body: nn.Module, x: Tensor) -> None:
+    """Raises InvalidChoice if a forward depends on what the one before it has left in a buffer; BatchNorm's does not."""
+    norms = nn.modules.batchnorm._BatchNorm
+    if x.is_meta or not any(part._buffers and not isinstance(part, norms) for part in body.modules()):
+        return
+    with torch.no_grad():
+        outputs = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            outputs.append(body(x))
+    if not torch.equal(*outputs):
+        raise InvalidChoice(
+            "Its output depends on a buffer that its own forward changes (as with spectral_norm), but forward mode runs a "
+            "forward again and must find it as it was. Take mode='two-backward', or evaluation mode for that part."
+        )
+
+
 def couples_samples(body: nn.Module, x: Tensor) -> bool:
     """Whether, in its present mode, one sample's output depends on another one, as with BatchNorm (one that is frozen, in
-    evaluation mode, mixes nothing). `x`: at least two samples; of tokens or without values only BatchNorm is looked for."""
-    if len(x) < 2 or not x.is_floating_point() or x.is_meta:
+    evaluation mode, mixes nothing). `x`: some samples; of tokens or without values only BatchNorm is looked for."""
+    x = at_least_two(x)
+    if not x.is_floating_point() or x.is_meta:
         return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in body.modules())
     with untouched(body), torch.no_grad(), statistics_kept(body.modules()):
         moved = x.clone()

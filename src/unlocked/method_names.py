@@ -11,10 +11,9 @@ import ast
 import dataclasses
 import keyword
 import re
-import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from . import consensus as consensus_rules
 from . import credit as credit_rules
@@ -25,6 +24,7 @@ from .errors import InvalidChoice, choose
 from .heads.budget import HEADS
 from .heads.spec import HeadSpec
 from .mitigation import Mitigation
+from .option_types import fit
 
 _FORM = re.compile(r"(?P<name>[A-Za-z0-9][\w-]*)\s*(?:\((?P<inside>.*)\))?", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*(?:-[A-Za-z_]\w*)*", re.ASCII)
@@ -128,7 +128,7 @@ def _head(call: Call) -> HeadSpec:
             raise InvalidChoice(
                 f"{key}={given} of the head {call.name} cannot depend on the number of stages; give a number."
             )
-        options[key] = _fit(f"{call.name}'s {key}", given, hints[key], 0)
+        options[key] = fit(f"{call.name}'s {key}", given, hints[key])
     return dataclasses.replace(usual, **options)  # type: ignore[type-var]  # heads are dataclasses
 
 
@@ -254,40 +254,8 @@ def _make(what: str, call: Call, kinds: Sequence[Any], stages: int) -> Any:
         if not parameters(kind):
             raise InvalidChoice(f"{call.name} has no parameters; leave out {key!r}.")
         choose(f"parameter of {call.name}", key, parameters(kind))
-        options[key] = _fit(f"{call.name}'s {key}", given, hints[key], stages)
+        value = given.at(stages) if isinstance(given, OfStages) else given
+        options[key] = fit(f"{call.name}'s {key}", value, hints[key])
         if key == "head" and isinstance(options[key], str):
             choose("head", options[key], HEADS)
     return kind(**options)
-
-
-def _fit(what: str, given: Any, hint: Any, stages: int) -> Any:
-    """`given` as a value of the annotated type. Raises InvalidChoice."""
-    if isinstance(given, OfStages):
-        given = given.at(stages)
-    allowed = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for one in allowed:
-        if _is_a(given, one):
-            return float(given) if one is float else given
-    words = [option for one in allowed if get_origin(one) is Literal for option in get_args(one)]
-    if words and isinstance(given, str) and bool not in allowed:
-        choose(f"value of {what}", given, words)
-    raise InvalidChoice(f"{what} must be {' or '.join(map(_in_words, allowed))}; given {given!r}.")
-
-
-def _is_a(given: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    if hint is None or hint is types.NoneType:
-        return given is None
-    if get_origin(hint) is Literal:
-        return given in get_args(hint)
-    if hint in (int, float):
-        return isinstance(given, (int, hint)) and not isinstance(given, bool)
-    return isinstance(given, get_origin(hint) or hint)
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a word", types.NoneType: "None"}
-    return words.get(hint, str(hint))

@@ -272,10 +272,15 @@ def backward(worker: Worker, stage: Stage, h: Tensor, gradient: Tensor | None = 
     if h.requires_grad:
         torch.autograd.backward(h, gradient)
     elif not worker.first or any(p.requires_grad for p in stage.body.parameters()):
-        raise UnlockedError(
-            f"What stage {worker.stage} gives depends neither on its weights nor on its input, so no gradient can come to "
-            "them; look for detach(), torch.no_grad() or whole numbers in its body."
-        )
+        raise detached(f"stage {worker.stage}")
+
+
+def detached(stage: str) -> UnlockedError:
+    """The sentence for an output without a graph."""
+    return UnlockedError(
+        f"What {stage} gives depends neither on its weights nor on its input, so no gradient can come to them; look for "
+        "detach(), torch.no_grad() or whole numbers in its body."
+    )
 
 
 @work("head-forward", "head-backward", "weight-backward")

@@ -38,6 +38,7 @@ from ..errors import InvalidChoice, choose
 from ..forward_ad import check_forward_mode, couples_samples
 from ..heads import HeadReport
 from ..modes import modes_kept
+from ..option_types import check_types
 from ..worker import Worker
 from . import forward_mode, two_backward
 from .base import Held, Properties, SynchronousCredit, attach_heads, refuse_nothing_to_train
@@ -95,6 +96,7 @@ class ForwardGradient(SynchronousCredit):
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         choose("guess", self.guess, ("local", "ntk", "fixed-ntk", *RANDOM))
         choose("target", self.target, ("global", "local", "intermediate"))
         choose("space", self.space, ("weight", "activity"))
@@ -118,8 +120,8 @@ class ForwardGradient(SynchronousCredit):
         ]
         if whole or min(self.patches, self.groups, self.at_once) < 1:
             raise InvalidChoice(
-                f"subspace={self.subspace}, patches={self.patches}, groups={self.groups}, at_once={self.at_once}: give whole "
-                "numbers, all but subspace at least 1."
+                f"subspace={self.subspace!r}, patches={self.patches!r}, groups={self.groups!r}, at_once={self.at_once!r}: "
+                "give whole numbers, all but subspace at least 1."
             )
         if self.space == "activity":
             if self.scalars is not None:

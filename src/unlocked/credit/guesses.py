@@ -22,6 +22,7 @@ from ..chain import Chain, Stage
 from ..errors import InvalidChoice
 from ..modes import statistics_kept
 from ..rng import seed_of
+from .base import detached
 
 Guess = Literal["local", "ntk", "fixed-ntk", "gaussian", "rademacher"]
 RANDOM = ("gaussian", "rademacher")
@@ -81,8 +82,14 @@ def guessed_by_random_head(stage: Stage, h: Tensor, batch: Batch, anew: bool) ->
 
 
 def for_weights(h: Tensor, parameters: Sequence[nn.Parameter], gradient: Tensor, keep: bool = False) -> list[Tensor]:
-    """(∂h/∂θ)ᵀ `gradient` for each parameter; zero where the body does not use it. `keep` the graph."""
+    """(∂h/∂θ)ᵀ `gradient` for each parameter, dense; zero where the body does not use it. `keep` the graph.
+
+    Raises UnlockedError if `h` depends on nothing that learns.
+    """
     if not parameters:
         return []  # all of them frozen; torch refuses to be asked for nothing
+    if not h.requires_grad:
+        raise detached("a stage")
     found = torch.autograd.grad(h, list(parameters), gradient, retain_graph=keep, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    dense = [g.to_dense() if g is not None and g.is_sparse else g for g in found]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, dense)]

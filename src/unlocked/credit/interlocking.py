@@ -35,7 +35,7 @@ from ..errors import InvalidChoice
 from ..heads import HeadReport
 from ..work import work
 from ..worker import Worker
-from .base import Properties, SynchronousCredit, attach_heads, backward, leaf, objective
+from .base import Properties, SynchronousCredit, attach_heads, backward, detached, leaf, objective
 from .lending import exchange
 
 
@@ -51,6 +51,8 @@ def head_gradient(worker: Worker, stage: Stage, h: Tensor, batch: Batch) -> Tens
 @work("input-backward", gives=lambda h, x, gradient: x)
 def through(h: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient with respect to the stage's input; the graph is kept for the next one, weights get nothing."""
+    if not h.requires_grad:
+        raise detached("a stage")
     return torch.autograd.grad(h, x, gradient, retain_graph=True)[0]
 
 

@@ -21,6 +21,7 @@ from ..modes import statistics_kept
 from ..rules.projection import along, combined, one_by_one, slices
 from ..work import work
 from ..worker import Worker
+from .base import detached
 from .forward_mode import derivatives
 from .guesses import random_like
 from .layers_inside import Inside, Layer, acting, learning, look_inside, outputs_like
@@ -131,6 +132,8 @@ def backward_scalars(rule: LocalForwardGradient, worker: Worker, stage: Stage, s
     worker.set_random_state(seen.state)
     with statistics_kept(stage.body.modules()):
         h = _Moved(rule, stage.body, seen, 0)(*offsets)
+    if not h.requires_grad:
+        raise detached(f"stage {worker.stage}")
     targets = torch.autograd.grad(h, offsets, gradient, allow_unused=True)
     for like, state, target in zip(seen.outputs, seen.directions, targets):
         parts = _parts(rule, _drawn(rule, worker, like, state))

@@ -39,6 +39,7 @@ from ..costs import run_once
 from ..errors import choose
 from ..forward_ad import check_forward_mode
 from ..heads import HeadReport
+from ..option_types import check_types
 from ..worker import Worker
 from .base import Held, Properties, SynchronousCredit, attach_heads, objective, refuse_nothing_to_train
 from .forward_gradient import ForwardGradient
@@ -90,6 +91,7 @@ class LocalForwardGradient(SynchronousCredit):
     planned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         choose("guess", self.guess, RANDOM)
         choose("perturb", self.perturb, ("layers", "output"))
         choose("mode", self.mode, ("forward", "two-backward"))

@@ -38,6 +38,7 @@ from ..chain import Chain, Stage
 from ..consensus.base import Weights
 from ..errors import InvalidChoice, choose
 from ..modes import statistics_kept
+from ..option_types import check_types
 from ..work import work
 from ..worker import Worker
 from .base import Held, Properties, SynchronousCredit, reported
@@ -87,6 +88,7 @@ class MeZO(SynchronousCredit):
     planned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_displacement("epsilon", self.epsilon)
         check_count("samples", self.samples)
         choose("guess", self.guess, RANDOM)

@@ -34,6 +34,7 @@ from ..consensus.base import Weights
 from ..errors import choose
 from ..heads import HeadReport
 from ..modes import statistics_kept
+from ..option_types import check_types
 from ..work import work
 from ..worker import Worker
 from .base import Properties, SynchronousCredit, objective
@@ -76,6 +77,7 @@ class NodePerturbation(SynchronousCredit):
     planned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_displacement("sigma", self.sigma)
         choose("noise", self.noise, ("joint", "separate"))
         choose("guess", self.guess, RANDOM)

@@ -1,6 +1,7 @@
 """The loss of each sample, of losses that are means over a batch.
 
-    ℓ (B,),  mean_i ℓ_i = L        tokens: ℓ_i is the mean over the positions of sample i
+    ℓ (B,),  mean_i ℓ_i = L        tokens: ℓ_i is the mean over the positions of sample i; where targets are left out (-100, as
+                                   in PyTorch), B / (targets of all samples) times the sum over its own
 
 Only losses that are known to be such means; another one may compare the samples of a batch with each other.
 """
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import InvalidChoice
 from ..losses import Loss, cross_entropy, mean_squared_error
+
+_LEFT_OUT = -100  # F.cross_entropy's ignore_index
 
 
 def refuse_unknown(loss: Loss, rule: str) -> None:
@@ -38,4 +41,7 @@ def per_sample(loss: Loss, output: Any, y: Tensor) -> Tensor:
     if y.is_floating_point():
         wide = torch.promote_types(output.dtype, y.dtype)
         output, targets = output.to(wide), y.flatten(0, -2).to(wide)
-    return F.cross_entropy(output.flatten(0, -2), targets, reduction="none").view(len(y), -1).mean(1)
+    found = F.cross_entropy(output.flatten(0, -2), targets, reduction="none").view(len(y), -1)
+    if y.is_floating_point():
+        return found.mean(1)
+    return found.sum(1) * (len(y) / (targets != _LEFT_OUT).sum())
