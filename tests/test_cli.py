@@ -22,12 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from unlocked import Trainer, consensus, credit, models
+from unlocked.checkpoint import save_tensors
 from unlocked.cli import main
 from unlocked.config import Options, RunConfig, resolve
 from unlocked.errors import InvalidChoice
 from unlocked.loop import Interrupted
 from unlocked.method_names import Call, Method, OfStages, parse_call, parse_method
-from unlocked.run_files import alone_in, forget_after, read_config, read_events
+from unlocked.run_files import alone_in, forget_after, read_config, read_events, write_text
 from unlocked.running import Stopper, load_data, make_chain, make_trainer, run
 
 TINY = ["--subset", "100", "--width", "8", "--batch-size", "25", "--threads", "1", "--device", "cpu"]
@@ -306,6 +307,49 @@ def test_export_is_the_averaged_network(tmp_path: Path, capsys: pytest.CaptureFi
     assert same(load_file(to), dict(trainer.chains[1].state_dict()))
     assert not same(load_file(to), dict(trainer.averaged().state_dict()))
     assert main([*argv, "--overwrite", "--member", "2"]) == 2 and "0, 1" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_a_sentence_before_the_work_and_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config_of("backprop"), tmp_path / "run")
+    with pytest.raises(OSError, match="it could not be written"):
+        save_tensors(tmp_path / "nowhere" / "x.safetensors", {})
+    (tmp_path / "a file").touch()
+    for place in (tmp_path / "a file" / "x.safetensors", tmp_path / "a file" / "deeper" / "x.safetensors"):
+        assert main(["export", str(tmp_path / "run"), "--to", str(place)]) == 2
+        assert "is not a folder that you may write to" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda place, how: False)
+    for argv in (
+        ["export", str(tmp_path / "run"), "--to", str(tmp_path / "x.safetensors")],
+        ["probe", str(tmp_path / "run")],
+        ["calibrate", "--out", str(tmp_path / "costs.json")],
+    ):
+        assert main(argv) == 2
+        assert "is not a folder that you may write to" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError) as refused:
+        write_text(tmp_path / "taken", "text")
+    assert refused.value.filename == str(tmp_path / "taken")
+
+
+def test_a_comparison_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    for command in (["train", "--resume"], ["export"], ["soup"]):
+        assert main([*command, str(tmp_path)]) == 2
+        assert (
+            f"is a comparison of several runs; give one of them, a folder in {tmp_path}/runs" in capsys.readouterr().err
+        )
+
+
+def test_a_complete_run_that_is_resumed_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config_of("backprop"), tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", "--resume", str(tmp_path), "--tensorboard", "on"]) == 0
+    assert "(already complete)" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["train", "--resume", str(tmp_path), "--epochs", "77"]) == 2
+    assert "leave out --epochs. To train for longer" in capsys.readouterr().err
 
 
 def test_methods_lists_every_rule(capsys: pytest.CaptureFixture[str]) -> None:

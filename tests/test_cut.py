@@ -210,6 +210,52 @@ def test_impossible_split_points_are_refused(at, words):
         ul.cut(Branching(), at=at, like=torch.randn(4, 5))
 
 
+class Optional(nn.Module):
+    """Takes more than x, which may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.middle, self.leave = nn.Linear(5, 6), Branching.Block(), nn.Linear(6, 3)
+
+    def forward(self, x, mask=None, scale=2.0, flip=False, *, shift=0):
+        x = self.enter(x) * scale + shift
+        if mask is not None:
+            x = x * mask
+        return self.leave(self.middle(-x if flip else x))
+
+
+def test_inputs_that_may_be_left_out_are():
+    torch.manual_seed(0)
+    model, x = Optional(), torch.randn(4, 5)
+    chain = ul.cut(model, at=["enter", "middle"], like=x)
+    assert torch.equal(chain(x), model(x))
+
+
+class Recurrent(nn.Module):
+    """An LSTM, which returns more than a tensor; a second input."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.remember, self.leave = nn.Linear(5, 6), nn.LSTM(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.leave(self.remember(self.read(x))[0])
+
+
+class Two(Recurrent):
+    def forward(self, x, y):
+        return self.leave(self.read(x) + y)
+
+
+def test_what_is_no_tensor_cannot_be_passed_on():
+    x = torch.randn(4, 5)
+    with pytest.raises(CannotCut, match="What 'remember' returns is a tuple, as of an LSTM"):
+        ul.cut(Recurrent(), at=["read", "remember"], like=x)
+    assert len(ul.cut(Recurrent(), at=["read"], like=x)) == 2
+    with pytest.raises(CannotCut, match=r"takes 2 inputs; stages pass one tensor\. Give the others defaults"):
+        ul.cut(Two(), at=["read"], like=x)
+
+
 @pytest.mark.parametrize("stages", [0, -1, 6, 2.5, None, True])
 def test_bad_split_counts_are_refused_with_what_is_allowed(stages):
     with pytest.raises(CannotCut, match="whole number from 1 to 5"):

@@ -566,6 +566,21 @@ GROUPED = {"groups": 2}
         ),
         (lambda: trainer(ul.credit.OracleSimCLR(nn.Linear(9, 2).double())), "cannot read inputs of shape (5,)"),
         (lambda: trainer(ul.credit.OracleSimCLR(nn.Flatten(0))), "must give (B, E)"),
+        (lambda: its_own_oracle(), "oracle has weights of the network that is trained"),
+        (lambda: ul.credit.DGSSL(loss=pairs.OracleNTXent()), "dgssl has no oracle, whose projections OracleNTXent"),
+        (lambda: ul.credit.SimCLR(loss=pairs.EasyNTXent(by="oracle")), "simclr has no oracle"),
+        (lambda: ul.credit.DGSSL(projector=3), "give '1c2f' or '0c2f', a head's dataclass"),
+        (lambda: ul.credit.DGSSLLLM(ratio="x"), "ratio must be a number; given 'x'"),
+        (lambda: pairs.ratios("x", 3), "given 'x'"),
+        (lambda: pairs.BarlowTwins(weight=None), "BarlowTwins's weight must be a number"),
+        (lambda: pairs.VICReg(invariance="x"), "invariance must be a number"),
+        (lambda: pairs.HardNegatives(beta="x"), "beta must be a number"),
+        (lambda: ul.probes.Recipe(lr="x"), "lr must be a number"),
+        (lambda: trainer(ul.credit.DGSSL(dimension=6)).fit(images(), 1, batch_size=1), "a single image"),
+        (
+            lambda: trainer(ul.credit.DGSSL(), ul.consensus.TorchDDP(), replicas=2),
+            "dgssl judges all views of an update",
+        ),
         (
             lambda: trainer(ul.credit.SimCLR(), ul.consensus.CDP(), replicas=2),
             "under cdp a replica begins a micro-batch when",
@@ -585,6 +600,51 @@ def test_what_cannot_be_is_refused_in_a_sentence(attempt, says):
     with pytest.raises(ul.UnlockedError) as error:
         attempt()
     assert says in str(error.value)
+
+
+def its_own_oracle():
+    network = body()
+    return trainer(ul.credit.OracleSimCLR(network, dimension=6), model=network)
+
+
+def test_an_oracle_of_no_numbers_shows_in_the_loss():
+    class Lost(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) * math.nan
+
+    for rule in (
+        ul.credit.OracleSimCLR(Lost(), dimension=6),
+        ul.credit.DGSSLLLM(0.8, thresholds="batch", oracle=Lost(), by="oracle", dimension=6),
+    ):
+        with pytest.raises(NonFiniteLoss):
+            trainer(rule).step(*batch(24))
+
+
+def test_thresholds_for_each_stage_are_those_of_its_loss():
+    alpha, beta = (0.2, -0.5, -1.0), (0.1, 0.6, 1.0)
+    session = trainer(ul.credit.DGSSL(loss=pairs.EasyNTXent(alpha, beta), dimension=6))
+    losses = [stage.loss for stage in session.chains[0]]
+    assert losses == [pairs.EasyNTXent(a, b) for a, b in zip(alpha, beta)]
+    session.step(*batch(24))
+    with pytest.raises(ul.UnlockedError, match="3 values of alpha for 2 stages"):
+        trainer(ul.credit.DGSSL(loss=pairs.EasyNTXent(alpha, beta), dimension=6), stages=2)
+
+
+def test_a_run_goes_on_only_with_the_oracle_it_began_with(tmp_path):
+    data, oracle = images(), nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    def session():
+        chain = ul.cut(ul.models.encoder(ul.models.cnn((1, 4, 4), 2, width=4, depth=2)), 2, like=data.x[:4])
+        return ul.Trainer(chain, credit=ul.credit.OracleSimCLR(oracle, dimension=6), optimizer=momentum)
+
+    begun = session()
+    begun.fit(data, 1, batch_size=12)
+    begun.save(tmp_path)
+    resumed = ul.Trainer.resume(tmp_path, credit=begun.credit)
+    resumed.fit(data, 2, batch_size=12)
+    nn.init.zeros_(oracle[1].bias)
+    with pytest.raises(ul.UnlockedError, match="oracle is not the one that this run was trained with"):
+        resumed.fit(data, 3, batch_size=12)
 
 
 def test_an_oracle_is_a_run_with_a_projector(tmp_path):

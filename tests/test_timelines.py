@@ -598,6 +598,14 @@ def test_self_supervised_rules_have_a_timeline(options: dict[str, Any], capsys: 
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["timeline", "--credit", "dgssl", "--stages", "2", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
-    chain = case_of(commands.Timeline(credit="dgssl", stages=2, **options)).chain
+    case = case_of(commands.Timeline(credit="dgssl", stages=2, **options))
+    assert case.samples == 2 * options.get("batch", 1)  # views
+    assert f"{options.get('batch')} samples per replica" in case.assumptions or not options
+    chain = case.chain
     if chain is not None:
         assert not any(isinstance(part, torch.nn.Linear) for part in chain[-1].body.modules())
+
+
+def test_a_method_that_is_refused_has_no_timeline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["timeline", "--credit", "dgssl", "--consensus", "cdp", "--replicas", "2", "--stages", "2"]) == 2
+    assert "dgssl judges all views of an update together" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from .config import require_at_least, resolve_model
 from .cutting import cut
 from .errors import InvalidChoice
 from .method_names import make_credit, parse_call
-from .run_files import machine, versions
+from .run_files import machine, refuse_unwritable, versions
 from .simulation import cost_file
 from .work import WORKS
 
@@ -59,6 +59,7 @@ def _refuse_unwritable(out: Path) -> None:
     """Before the measuring, not after it."""
     if out.is_dir() or not out.parent.is_dir():
         raise InvalidChoice(f"--out {out} cannot be written: give a file in a folder that exists.")
+    refuse_unwritable(out)
 
 
 # ---- what to measure -------------------------------------------------------------------------------------------------

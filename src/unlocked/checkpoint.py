@@ -11,6 +11,7 @@ moment leaves the previous one valid. The newest two are kept.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,6 +68,14 @@ def shard_name(replica: int, stage: int) -> str:
     return f"replica-{replica}-stage-{stage}"
 
 
+def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError if it cannot be written (no room, no right to)."""
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"it could not be written ({error})", str(file)) from error
+
+
 class Writer:
     """Writes one checkpoint aside; `commit` makes it the newest. Used as a context manager, it cleans up on failure.
 
@@ -101,7 +111,7 @@ class Writer:
     def tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write `name`.safetensors. Tensors are copied to the CPU; shared storages are written apart."""
         file = self._aside / f"{name}.safetensors"
-        save_file({key: x.detach().cpu().contiguous().clone() for key, x in tensors.items()}, file)
+        save_tensors(file, {key: x.detach().cpu().contiguous().clone() for key, x in tensors.items()})
         _sync(file)
 
     def json(self, name: str, value: Any) -> None:

@@ -98,6 +98,7 @@ def _ungrouped(
         if stages is not None and stages != len(at) + 1:
             raise CannotCut(f"{len(at)} split point(s) make {len(at) + 1} stages, but stages={stages} was given too.")
         bodies = split_at(model, at, like)
+        _check_passed_on(bodies, at, like)
         recipe = None
     else:
         units = _units(_pieces(model))
@@ -233,6 +234,18 @@ def _user_names(model: nn.Module, bodies: Sequence[nn.Module]) -> list[tuple[str
     if lost:
         raise CannotCut(f"These weights of the model are in none of its pieces: {', '.join(lost[:5])}.")
     return names
+
+
+def _check_passed_on(bodies: Sequence[nn.Module], at: Sequence[str], like: Tensor) -> None:
+    """Raises CannotCut unless it is a tensor that every stage passes on."""
+    x: Any = like
+    for body, point in zip(bodies, at):
+        x = costs.run_once(body, x)
+        if not isinstance(x, Tensor):
+            raise CannotCut(
+                f"What {point!r} returns is a {type(x).__name__}, as of an LSTM; between stages there must be one tensor. End "
+                "the stage at a module after it, or wrap it in one that returns the tensor alone."
+            )
 
 
 def _check_same(model: nn.Module, chain: Chain, like: Tensor) -> None:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .chain import Chain
+from .checkpoint import save_tensors
 from .errors import InvalidChoice
-from .run_files import read_config
+from .run_files import read_config, refuse_unwritable
 from .running import load_data
 from .session import Trainer
 
@@ -37,20 +37,18 @@ def export(folder: Path, to: Path, member: str = "averaged", overwrite: bool = F
 
 
 def refuse_existing(to: Path, overwrite: bool) -> None:
-    """Raises InvalidChoice if there is such a file and it is not to be replaced."""
+    """Raises InvalidChoice if there is such a file and it is not to be replaced, or where none can be written."""
     if to.exists() and not overwrite:
         raise InvalidChoice(f"{to} exists; give another name, or --overwrite.")
+    refuse_unwritable(to)
 
 
 def write_weights(to: Path, state: Mapping[str, Tensor], recipe: object, about: Mapping[str, str]) -> Path:
     """Write a network's tensors to `to`, aside and then renamed; the metadata holds its recipe (None: unknown) and `about`."""
     to.parent.mkdir(parents=True, exist_ok=True)
     aside = to.with_name(f".{to.name}.{os.getpid()}")
-    save_file(
-        {name: x.detach().contiguous().clone() for name, x in state.items()},
-        aside,
-        metadata={"format": "pt", "recipe": json.dumps(recipe), **about},
-    )
+    tensors = {name: x.detach().contiguous().clone() for name, x in state.items()}
+    save_tensors(aside, tensors, metadata={"format": "pt", "recipe": json.dumps(recipe), **about})
     aside.replace(to)
     return to
 

@@ -32,8 +32,9 @@ Oracle = Callable[[Tensor], Tensor]  # views (n, …) to another network's proje
 
 
 def pair_batches(train: Data, test: Data, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Held-out views (2B, …) and their images' labels (2B,), always the same, drawn as in `train`; none if it has no views."""
-    if train.views == 1:
+    """Held-out views (2B, …) and their images' labels (2B,), always the same, drawn as in `train`; none if it has no views,
+    or of one image."""
+    if train.views == 1 or len(test) < 2:  # one image has no other one to be told from
         return iter(())
     alike = dataclasses.replace(test, augment=train.augment)
     seed, size = seed_of(SEED, "held-out views"), min(batch_size, len(test))

@@ -100,7 +100,7 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise InvalidChoice(
-            f"{text!r} is no value; give a number, a word, True, False, None, or a text in quotes."
+            f"{text!r} is no value; give a number, a word, True, False, None, or a text in quotes, as in 'runs/a.v1'."
         ) from error
 
 
@@ -170,7 +170,10 @@ def parse_call(text: str) -> Call:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         parsed = None
     if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name) or parsed.args:
-        raise InvalidChoice(f"The parameters {inside!r} of {form['name']} cannot be read; write them as key=value,….")
+        raise InvalidChoice(
+            f"The parameters {inside!r} of {form['name']} cannot be read; write them as key=value,…, "
+            "with quotes around a text that is more than a word, as in oracle='my runs/simclr'."
+        )
     options: list[tuple[str, Any]] = []
     for given in parsed.keywords:
         if given.arg is None or given.arg in dict(options):

@@ -16,7 +16,7 @@ def check_types(rule: Any) -> None:
     for field in dataclasses.fields(rule):
         given, hint = getattr(rule, field.name), hints[field.name]
         if not (isinstance(given, str) and _words(hint)):
-            fit(f"{rule.name}'s {field.name}", given, hint)
+            fit(f"{getattr(rule, 'name', rule.__class__.__name__)}'s {field.name}", given, hint)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from .data import Data
 from .errors import BadCheckpoint, InvalidChoice, UnlockedError
 from .probes import Explanation, explain
 from .probes.recipe import Recipe
-from .run_files import read_config, write_json
+from .run_files import read_config, refuse_unwritable, write_json
 from .session import Trainer
 
 _WORDS = (
@@ -44,6 +44,8 @@ def probe(command: commands.Probe, console: Console) -> int:
     if command.plot is not None:
         refuse_picture(command.plot)
     folders = [folder for path in command.runs for folder in _runs_in(path)]
+    for folder in folders:
+        refuse_unwritable(folder / "probes.json")
     found = probe_runs(folders, console, command, quiet=command.json)
     _renew_reports(command.runs)
     plot = None

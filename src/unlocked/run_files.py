@@ -29,11 +29,25 @@ from .errors import BadCheckpoint, InvalidChoice
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write aside, then rename: nobody ever sees half a file."""
+    """Write aside, then rename: nobody ever sees half a file. An error names the file itself."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(file)
+    try:
+        aside.write_text(text)
+        aside.replace(file)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Raises InvalidChoice where `file` could not be written after long work: its folder, or what is to hold that, is not to be
+    written to."""
+    place = next(folder for folder in (file.absolute().parent, *file.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InvalidChoice(
+            f"{file} cannot be written: {place} is not a folder that you may write to; give another place."
+        )
 
 
 def write_json(file: Path, content: Any, indent: int | None = 1) -> None:
@@ -70,7 +84,11 @@ def alone_in(folder: Path, taken_over: bool = False) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The configuration of the run in `folder`. Raises BadCheckpoint if there is none."""
+    """The configuration of the run in `folder`. Raises BadCheckpoint if there is none, InvalidChoice for a comparison."""
+    if (folder / "runs").is_dir():
+        raise InvalidChoice(
+            f"{folder} is a comparison of several runs; give one of them, a folder in {folder / 'runs'}."
+        )
     return RunConfig.from_json(read_json(folder / "config.json"))
 
 

@@ -65,6 +65,7 @@ _PROGRESS = (
     "activation_peak",
     "memory",
     "dealt",
+    "oracle",
 )
 
 

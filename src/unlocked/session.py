@@ -145,11 +145,11 @@ class Trainer:
         check_groups(chain, self.credit, self.consensus)
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
+        self.credit.check(self.consensus)
+        self.consensus.check(self.credit, accumulate)
         check_world(self.world, self.credit, self.consensus, replicas * self.stages)
         check_delays(self.credit, self.consensus, self.precision, mitigation)
         check_own_rates(self)
-        self.consensus.check(self.credit, accumulate)
-        self.credit.check(self.consensus)
         check_loans(chain, self.consensus)
         if resident is not None:
             check_resident(chain, self.credit, self.consensus, replicas, mitigation, self.world)
@@ -190,6 +190,7 @@ class Trainer:
         )
         self.epochs_per_phase: int | None = None
         self.batch_size: int | None = None
+        self.oracle: str | None = None  # a digest of the weights of that which the rule asks, if it does
         self.sent_before: Counter[str] = Counter()
         self.activation_peak: int | None = None
         self.activation_curve: list[int] = []

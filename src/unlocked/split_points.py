@@ -6,6 +6,7 @@ the blocks does not matter. Submodules keep their names, so the state keeps the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -42,7 +43,10 @@ def split_at(model: nn.Module, points: Sequence[str], like: Tensor) -> list[nn.M
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in graph.nodes if node.op == "output")
     if len(inputs) != 1:
-        raise CannotCut(f"The forward of {type(model).__name__} takes {len(inputs)} inputs; stages pass one tensor.")
+        raise CannotCut(
+            f"The forward of {type(model).__name__} takes {len(inputs)} inputs; stages pass one tensor. Give the others "
+            "defaults, or wrap the model in a module that takes one."
+        )
     bounds = [0, *(end + 1 for end in ends), len(nodes)]
     entry, bodies = inputs[0], []
     for begin, end in pairwise(bounds):
@@ -55,13 +59,26 @@ def split_at(model: nn.Module, points: Sequence[str], like: Tensor) -> list[nn.M
 
 
 def _trace(model: nn.Module, points: Sequence[str]) -> fx.Graph:
+    others = list(inspect.signature(model.forward).parameters.values())[1:]
+    usual = {one.name: one.default for one in others if one.default is not one.empty}
     try:
-        return _Tracer(points).trace(model)
+        return _without(_Tracer(points).trace(model, concrete_args=usual or None), len(usual))
     except Exception as error:  # fx raises many kinds; each means that the forward around the names is not traceable
         raise CannotCut(
             f"The forward of {type(model).__name__} around {list(points)} cannot be traced ({error}); name submodules that "
             "are called in straight-line code, or build the stages by hand: Chain([Stage(…), …])."
         ) from error
+
+
+def _without(graph: fx.Graph, defaults: int) -> fx.Graph:
+    """The graph without the last inputs, those that keep their default, and without what fx asserts of them."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    doomed = inputs[len(inputs) - defaults :]
+    for node in doomed:
+        doomed += [user for user in node.users if user not in doomed]  # the list grows as it is read
+    for node in reversed(doomed):
+        graph.erase_node(node)
+    return graph
 
 
 def _position(nodes: list[fx.Node], point: str) -> int:

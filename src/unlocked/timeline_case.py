@@ -32,7 +32,8 @@ CLUSTER = ("bandwidth", "latency", "per_node", "inside_bandwidth", "inside_laten
 
 @dataclass(frozen=True)
 class Case:
-    """A method on a cluster. samples: of a batch. made_up: whether the costs are."""
+    """A method on a cluster. samples: rows of a batch, two views of each image where that is learned from. made_up: whether
+    the costs are."""
 
     method: Method
     credit: Credit
@@ -51,14 +52,17 @@ def case_of(command: commands.Timeline) -> Case:
     _check(command)
     method = Method(parse_call(command.credit), parse_call(command.consensus), command.replicas)
     credit, consensus = make_credit(method.credit, command.stages), make_consensus(method.consensus, command.stages)
+    consensus.check(credit, command.accumulate)
+    credit.check(consensus)
     base = ORDINARY if command.costs is None else cost_file.base_hardware(command.costs)
     cluster = hardware(command, command.devices, base)
     devices = None
     if command.devices is not None:
         devices = placement(command.replicas, command.stages, command.devices)
     made_up = command.model is None and command.costs is None
-    usual = (2 if credit.self_supervised else credit.parts) if made_up else 32
+    usual = credit.parts if made_up else 32
     samples = usual if command.batch is None else command.batch
+    views = 2 if credit.self_supervised else 1
     chain: Chain | None = None
     if made_up:
         costs = _made_up(command)
@@ -67,7 +71,7 @@ def case_of(command: commands.Timeline) -> Case:
     else:
         costs, chain = _real(command, credit, cluster.device)
     words = _words(command, samples, cluster.device)
-    return Case(method, credit, consensus, costs, chain, cluster, devices, samples, made_up, words)
+    return Case(method, credit, consensus, costs, chain, cluster, devices, views * samples, made_up, words)
 
 
 def _made_up(command: commands.Timeline) -> Costs:

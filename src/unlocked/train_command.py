@@ -137,7 +137,8 @@ def _train(command: Train, text: str, world: World, console: Console) -> int:
     callbacks: list[Callback] = []
     if crew.chief:
         callbacks.append(JsonLines() if command.json else LiveTable(console))
-        if command.tensorboard == "on" or (command.tensorboard == "auto" and find_spec("tensorboard")):
+        drawn = command.tensorboard == "on" or (command.tensorboard == "auto" and find_spec("tensorboard"))
+        if drawn and not is_complete(folder, config):
             callbacks.append(TensorBoard(folder / "tensorboard"))
     try:
         resident = _resident(command.resident, folder)
@@ -212,7 +213,10 @@ def _resumed(command: Train, crew: Crew) -> tuple[RunConfig, Path]:
         given = str(given) if isinstance(given, Path) else given
         if field.name not in free and given != field.default and given != saved[field.name]:
             option = "--" + field.name.replace("_", "-")
-            raise InvalidChoice(f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.")
+            longer = " To train for longer, take Trainer.resume(…).fit(…) in Python." if option == "--epochs" else ""
+            raise InvalidChoice(
+                f"--resume goes on with the options in {folder / 'config.json'}; leave out {option}.{longer}"
+            )
     require_at_least("recut", command.recut, 1)
     if command.recut is None:
         return config, folder

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..chain import Chain
+from ..errors import InvalidChoice
 from ..heads import HeadReport
 from .contrasting import Contrasting
 from .oracle import Oracle
+
+if TYPE_CHECKING:
+    from ..session import Trainer
 
 
 class AskingOracle(Contrasting):
@@ -30,7 +34,19 @@ class AskingOracle(Contrasting):
         reports = super().prepare(chain, seed)
         if self.asks(len(chain)):
             self._oracle.check_at_hand(chain.example())
+            self._oracle.refuse_shared(chain)
         return reports
+
+    def meet(self, trainer: Trainer, data: Any) -> None:
+        super().meet(trainer, data)
+        if not self.asks(trainer.stages):
+            return
+        if trainer.oracle not in (None, self._oracle.digest):
+            raise InvalidChoice(
+                f"{self.name}'s oracle is not the one that this run was trained with: its weights are others now. Put the old "
+                "ones back in its place, or begin a new run."
+            )
+        trainer.oracle = self._oracle.digest
 
     def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:
         super().check_data(data, batch_size, accumulate)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ from .contrasted import (
     through_local,
 )
 from .oracle import Oracle
+
+if TYPE_CHECKING:
+    from ..session import Trainer
 
 Replicas = Literal["together", "alone"]
 
@@ -90,6 +93,11 @@ class Contrasting(Credit):
             )
         if isinstance(self.projector, str):
             choose("projector", self.projector, PROJECTORS)
+        elif not callable(self.projector) and not dataclasses.is_dataclass(self.projector):
+            raise InvalidChoice(
+                f"{self.name}'s projector={self.projector!r} is none; give {' or '.join(map(repr, PROJECTORS))}, a head's "
+                "dataclass, or a function (features, outputs) → module."
+            )
 
     def held(self, last: bool) -> Held:
         return Held(several="input")
@@ -109,6 +117,16 @@ class Contrasting(Credit):
             raise InvalidChoice(
                 f"{self.name} judges all views of an update together before its first backward, but under {consensus.name} "
                 f"{reason}; take all-reduce, wash, papa, local-sgd, independent or another rule of that kind."
+            )
+
+    def meet(self, trainer: Trainer, data: Any) -> None:
+        from ..held_out_pairs import pair_batch_size  # late: it imports what imports this
+
+        super().meet(trainer, data)
+        if pair_batch_size(trainer) == 1:
+            raise InvalidChoice(
+                f"{self.name} tells images from each other, but an update has a single image, of which nothing can be learned; "
+                "take a batch size of at least 2."
             )
 
     def prepare(self, chain: Chain, seed: int) -> list[HeadReport]:
@@ -241,6 +259,11 @@ def named_loss(rule: str, given: Any, temperature: float | None) -> PairLoss:
             f"{rule}'s loss is a {type(given).__name__}; give a name ({', '.join(PAIR_LOSSES)}) or a PairLoss of ul.pairs."
         )
     loss = PAIR_LOSSES[choose(f"loss of {rule}", given, PAIR_LOSSES)] if isinstance(given, str) else given
+    if loss.reads_oracle:
+        raise InvalidChoice(
+            f"{rule} has no oracle, whose projections {type(loss).__name__} looks at; take oracle-simclr or dgssl-llm, or "
+            "another loss."
+        )
     if temperature is None:
         return loss
     if "temperature" not in {field.name for field in dataclasses.fields(loss)}:  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ class DGSSL(Contrasting):
 
     def __post_init__(self) -> None:
         self._check()
-        self.loss_of(0, 1)  # checks it
+        named_loss(self.name, self.loss, self.temperature)  # checks it
 
     def loss_of(self, stage: int, stages: int) -> PairLoss:
         return named_loss(self.name, self.loss, self.temperature).at(stage, stages)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..chain import Chain, Stage
 from ..errors import InvalidChoice, UnlockedError
+from ..flat import digest
 from ..modes import modes_kept
 
 
@@ -55,6 +56,19 @@ class Oracle:
             return sum(x.nbytes for x in chain(self._network.parameters(), self._network.buffers()))
         except UnlockedError:
             return 0
+
+    @property
+    def digest(self) -> str:
+        """Of its weights and buffers."""
+        return digest(chain(self._network.parameters(), self._network.buffers()))
+
+    def refuse_shared(self, trained: Chain) -> None:
+        """Raises InvalidChoice if it has weights of the network that is trained: they would move."""
+        if isinstance(self._given, nn.Module) and {*self._given.parameters()} & {*trained.parameters()}:
+            raise InvalidChoice(
+                f"{self._rule}'s oracle has weights of the network that is trained, but an oracle stays as it is; give "
+                "copy.deepcopy(oracle)."
+            )
 
     def _read(self) -> nn.Module:
         try:

@@ -99,6 +99,11 @@ def judged_by(loss: str, oracle: Tensor | None, z: Tensor) -> Tensor:
         return cosines(oracle)
 
 
+def unless_lost(loss: Tensor, compared: Tensor) -> Tensor:
+    """The loss; not a number if what the pairs were chosen by is not, which must not go on unseen."""
+    return torch.where(compared.sum().isfinite(), loss, torch.nan)
+
+
 def check_temperature(loss: str, temperature: float) -> None:
     """Raises InvalidChoice unless 0 < τ < ∞."""
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..errors import InvalidChoice, choose
 from .base import Judged, PairLoss, check_pairs
-from .contrasting import MEANS, check_cosine, check_temperature, contrast, cosines, judged_by, shares
+from .contrasting import MEANS, check_cosine, check_temperature, contrast, cosines, judged_by, shares, unless_lost
 from .oracle import easy
 
 BY = ("oracle", "stage")
@@ -83,7 +83,8 @@ class EasyNTXent(PairLoss):
         similar = cosines(z)
         compared = judged_by("EasyNTXent", oracle, z) if self.by == "oracle" else similar.detach()
         kept, among = easy(compared, self.alpha, self.beta, self.positive_in_denominator)
-        return Judged(contrast(similar, self.temperature, kept, among, self.mean), shares(kept, among))
+        loss = contrast(similar, self.temperature, kept, among, self.mean)
+        return Judged(unless_lost(loss, compared), shares(kept, among))
 
 
 def _of_stage(name: str, values: float | tuple[float, ...], stage: int, stages: int) -> float:
@@ -103,9 +104,9 @@ def ratios(ratio: float, stages: int, order: str = "increasing") -> list[float]:
     Raises InvalidChoice.
     """
     choose("order of difficulty", order, ORDERS)
-    if not 0 < ratio <= 1:
+    if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
         raise InvalidChoice(
-            f"A sample ratio is a share of pairs in (0, 1]; given {ratio}. The thesis takes 0.81 to 0.97."
+            f"A sample ratio is a share of pairs in (0, 1]; given {ratio!r}. The thesis takes 0.81 to 0.97."
         )
     if stages < 1:
         raise InvalidChoice(f"There must be at least one stage to keep pairs for; given stages={stages}.")

@@ -34,6 +34,7 @@ from .contrasting import (
     of_partners,
     positives,
     shares,
+    unless_lost,
 )
 
 
@@ -70,10 +71,10 @@ class OracleNTXent(PairLoss):
 
     def judge(self, z: Tensor, y: Tensor, oracle: Tensor | None = None) -> Judged:
         check_pairs("OracleNTXent", z)
-        kept, among = easy(
-            judged_by("OracleNTXent", oracle, z), self.positive, self.negative, self.positive_in_denominator
-        )
-        return Judged(contrast(cosines(z), self.temperature, kept, among, self.mean), shares(kept, among))
+        compared = judged_by("OracleNTXent", oracle, z)
+        kept, among = easy(compared, self.positive, self.negative, self.positive_in_denominator)
+        loss = contrast(cosines(z), self.temperature, kept, among, self.mean)
+        return Judged(unless_lost(loss, compared), shares(kept, among))
 
 
 def easy(similar: Tensor, positive: float, negative: float, positive_in_denominator: bool) -> tuple[Tensor, Tensor]:
