@@ -235,7 +235,7 @@ class Odd(nn.Module):
 
 
 class Two(Odd):
-    def forward(self, x, y=None):
+    def forward(self, x, y):
         return self.block(self.enter(x))
 
 

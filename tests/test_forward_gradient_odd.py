@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -162,9 +163,18 @@ def test_a_body_that_hides_its_weights_is_a_sentence(where: int, rule: Any) -> N
         (lambda: ul.credit.MeZO(epsilon="a"), "epsilon must be a number; given 'a'"),  # type: ignore[arg-type]
         (lambda: ul.credit.NodePerturbation(sigma=None), "sigma must be a number; given None"),  # type: ignore[arg-type]
         (lambda: ul.credit.NodePerturbation(antithetic="no"), "antithetic must be True or False; given 'no'"),  # type: ignore[arg-type]
-        (lambda: ul.credit.DGSSL(dimension="8"), "dimension must be a whole number; given '8'"),  # type: ignore[arg-type]
+        (lambda: ul.consensus.AllReduce(bucket_mb="1"), "all-reduce's bucket_mb must be a number; given '1'"),  # type: ignore[arg-type]
+        (lambda: ul.credit.DGSSL(dimension="8"), "dimension=8 is not possible; give a whole number"),  # type: ignore[arg-type]
     ],
 )
 def test_options_of_another_type_are_sentences(make: Any, words: str) -> None:
     with pytest.raises(InvalidChoice, match=words):
         make()
+
+
+def test_options_that_cannot_be_looked_up_are_left_to_the_rule() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(ForwardGradient):
+        extra: Unknown = 3  # type: ignore[name-defined]  # noqa: F821
+
+    session(Own(**SMALL), nn.Linear(4, 4), nn.Linear(4, 3), like=torch.randn(2, 4)).step(torch.randn(6, 4), Y)

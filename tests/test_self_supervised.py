@@ -570,7 +570,7 @@ GROUPED = {"groups": 2}
         (lambda: ul.credit.DGSSL(loss=pairs.OracleNTXent()), "dgssl has no oracle, whose projections OracleNTXent"),
         (lambda: ul.credit.SimCLR(loss=pairs.EasyNTXent(by="oracle")), "simclr has no oracle"),
         (lambda: ul.credit.DGSSL(projector=3), "give '1c2f' or '0c2f', a head's dataclass"),
-        (lambda: ul.credit.DGSSLLLM(ratio="x"), "ratio must be a number; given 'x'"),
+        (lambda: ul.credit.DGSSLLLM(ratio="x"), "in (0, 1]; given 'x'"),
         (lambda: pairs.ratios("x", 3), "given 'x'"),
         (lambda: pairs.BarlowTwins(weight=None), "BarlowTwins's weight must be a number"),
         (lambda: pairs.VICReg(invariance="x"), "invariance must be a number"),

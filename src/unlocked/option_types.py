@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
@@ -11,17 +12,44 @@ from .errors import InvalidChoice, choose
 
 
 def check_types(rule: Any) -> None:
-    """Raises InvalidChoice for an option that is of none of its annotated types; words are for the rule itself to check."""
-    hints = _hints(rule.__class__)
-    for field in dataclasses.fields(rule):
-        given, hint = getattr(rule, field.name), hints[field.name]
-        if not (isinstance(given, str) and _words(hint)):
-            fit(f"{getattr(rule, 'name', rule.__class__.__name__)}'s {field.name}", given, hint)
+    """Raises InvalidChoice for an option that is of none of its annotated types; words are for the rule itself to check, and
+    a rule that is no dataclass has none."""
+    hints = _hints(rule.__class__) if dataclasses.is_dataclass(rule) else {}
+    for name, hint in hints.items():
+        given = getattr(rule, name)
+        flag = bool in _allowed(hint) and given in (0, 1)
+        if not flag and not (isinstance(given, str) and _words(hint)):
+            fit(f"{getattr(rule, 'name', rule.__class__.__name__)}'s {name}", given, hint)
+
+
+class Typed:
+    """A base of dataclasses that check their options in `__post_init__`: where that fails over an option's type, the sentence
+    of `check_types` is raised."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__post_init__")
+        if own is None:
+            return
+
+        @functools.wraps(own)
+        def checked(rule: Any) -> None:
+            try:
+                own(rule)
+            except (TypeError, AttributeError):
+                check_types(rule)
+                raise
+
+        setattr(cls, "__post_init__", checked)  # noqa: B010  # mypy knows no assignment of a method
 
 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    """The annotations of the options; none where a user's class has some that cannot be read here."""
+    with contextlib.suppress(NameError):
+        hints = get_type_hints(kind)
+        return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {}
 
 
 def fit(what: str, given: Any, hint: Any) -> Any:

@@ -146,10 +146,10 @@ class Trainer:
         self.heads = self.credit.prepare(chain, seed)
         self.stages = len(chain)
         self.credit.check(self.consensus)
-        self.consensus.check(self.credit, accumulate)
         check_world(self.world, self.credit, self.consensus, replicas * self.stages)
         check_delays(self.credit, self.consensus, self.precision, mitigation)
         check_own_rates(self)
+        self.consensus.check(self.credit, accumulate)
         check_loans(chain, self.consensus)
         if resident is not None:
             check_resident(chain, self.credit, self.consensus, replicas, mitigation, self.world)

@@ -25,6 +25,7 @@ from ..batch import Batch
 from ..chain import Chain, Stage
 from ..flat import digest, flat, put
 from ..mitigation import Mitigation
+from ..option_types import Typed
 from ..versions import Versions
 from ..worker import Worker
 
@@ -260,7 +261,7 @@ def unused_optimizer() -> Iterator[None]:
         yield
 
 
-class Consensus(ABC):
+class Consensus(Typed, ABC):
     """What the replicas have in common. Subclasses are frozen dataclasses: their fields are the rule's parameters."""
 
     name: ClassVar[str]
@@ -303,7 +304,7 @@ class Consensus(ABC):
         """The micro-batches of a worker in a step, of those that each replica is given."""
         return given[worker.replica]
 
-    def check(self, credit: Any, accumulate: int) -> None:  # noqa: B027
+    def check(self, credit: Any, accumulate: int) -> None:
         """Raises InvalidChoice if the rule does not go with this credit rule, or so many micro-batches."""
 
     def told(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -323,7 +324,7 @@ class Consensus(ABC):
         """The chains of the replicas, `chain` being the first."""
         return [chain, *(copy.deepcopy(chain) for _ in range(replicas - 1))]
 
-    def distribute(self, worker: Worker, stage: Stage) -> None:  # noqa: B027  # most rules have nothing to do here
+    def distribute(self, worker: Worker, stage: Stage) -> None:  # most rules have nothing to do here
         """Called once per worker before its optimizer is made: a rule may change the stage's modules in place."""
 
     @abstractmethod

@@ -29,6 +29,7 @@ from ..costs import flops, run_once
 from ..errors import InvalidChoice, NonFiniteLoss, UnlockedError
 from ..heads import HeadReport, build, spec_at
 from ..heads.goal import goal_of
+from ..option_types import Typed
 from ..rng import seed_of
 from ..work import work
 from ..worker import Worker
@@ -77,7 +78,7 @@ class Held:
     several: What | None = None
 
 
-class Credit(ABC):
+class Credit(Typed, ABC):
     """How a stage gets its gradient. Subclasses are frozen dataclasses: their fields are the rule's parameters."""
 
     name: ClassVar[str]
@@ -130,10 +131,10 @@ class Credit(ABC):
         """Whether what is in flight is to be finished at the end of an epoch (`last`: of the last one)."""
         return False
 
-    async def empty(self, worker: Worker, stage: Stage, weights: Weights) -> None:  # noqa: B027  # most rules carry nothing over
+    async def empty(self, worker: Worker, stage: Stage, weights: Weights) -> None:  # most rules carry nothing over
         """Finish what is in flight between two steps."""
 
-    async def collect(self, worker: Worker, weights: Weights) -> None:  # noqa: B027
+    async def collect(self, worker: Worker, weights: Weights) -> None:
         """Take the messages under way between two steps into the worker's state."""
 
     def phases(self, stages: int) -> int:
@@ -169,7 +170,7 @@ class Credit(ABC):
         """Look at the training data before the first step of a `fit`, also of one that goes on. Called by all processes."""
         self.check_data(data, trainer.batch_size, trainer.accumulate)
 
-    def check(self, consensus: Consensus) -> None:  # noqa: B027
+    def check(self, consensus: Consensus) -> None:
         """Raises InvalidChoice if the rule does not go with this one for the replicas."""
 
     def buffered(self, weights: Weights) -> Any:

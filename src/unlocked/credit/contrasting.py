@@ -36,7 +36,6 @@ from ..consensus.base import Consensus, Weights
 from ..costs import flops, run_once
 from ..errors import InvalidChoice, choose
 from ..heads import PROJECTORS, HeadReport, build
-from ..option_types import check_types
 from ..pairs import PAIR_LOSSES, PairLoss
 from ..rng import seed_of
 from ..worker import Worker
@@ -85,7 +84,6 @@ class Contrasting(Credit):
 
     def _check(self) -> None:
         """Raises InvalidChoice for options that all these rules have."""
-        check_types(self)
         choose("replicas", self.replicas, ("together", "alone"))
         if isinstance(self.dimension, bool) or not isinstance(self.dimension, int) or self.dimension < 1:
             raise InvalidChoice(

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidChoice
-from ..option_types import check_types
 from .base import Judged, PairLoss
 from .statistics import off_diagonal, two_views
 
@@ -34,7 +33,6 @@ class BarlowTwins(PairLoss):
     weight: float = 0.0051
 
     def __post_init__(self) -> None:
-        check_types(self)
         if not 0 <= self.weight < math.inf:
             raise InvalidChoice(
                 f"BarlowTwins weighs correlations of different entries; weight={self.weight} is not at least 0."

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..losses import WrongTarget
+from ..option_types import Typed
 
 
 class Judged(NamedTuple):
@@ -26,7 +27,7 @@ class Judged(NamedTuple):
     notes: dict[str, Tensor]
 
 
-class PairLoss(ABC):
+class PairLoss(Typed, ABC):
     """A loss of projections z (N, D) of views, N even and laid out as above. Subclasses are frozen dataclasses.
 
     Args of `judge`: z; y (N,), the labels of the images, which only losses with `reads_labels` look at; oracle (N, E):

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidChoice
-from ..option_types import check_types
 from .base import Judged, PairLoss, check_pairs
 from .contrasting import check_temperature, cosines, negatives, of_partners
 
@@ -43,7 +42,6 @@ class HardNegatives(PairLoss):
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        check_types(self)
         check_temperature("HardNegatives", self.temperature)
         if not 0 <= self.beta < math.inf:
             raise InvalidChoice(

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidChoice
-from ..option_types import check_types
 from .base import Judged, PairLoss
 from .statistics import off_diagonal, two_views
 
@@ -45,7 +44,6 @@ class VICReg(PairLoss):
     covariance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_types(self)
         for weight in (self.invariance, self.variance, self.covariance):
             if not 0 <= weight < math.inf:
                 raise InvalidChoice(f"VICReg weighs its three terms by numbers of at least 0; given {weight}.")

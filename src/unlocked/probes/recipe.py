@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidChoice
-from ..option_types import check_types
+from ..option_types import Typed
 from ..rng import generator
 
 
@@ -39,7 +39,7 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Typed):
     """How the layer is trained; the default is the thesis'. Raises InvalidChoice for what cannot be."""
 
     epochs: int = 200
@@ -49,7 +49,6 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
