@@ -140,7 +140,7 @@ def _check_that_it_can_be_run_again(body: nn.Module, x: Tensor) -> None:
         for _ in range(2):
             torch.manual_seed(0)
             outputs.append(body(x))
-    if not torch.equal(*outputs):
+    if not torch.allclose(*outputs, rtol=1e-4, atol=1e-6, equal_nan=True):  # some kernels round anew every time
         raise InvalidChoice(
             "Its output depends on a buffer that its own forward changes (as with spectral_norm), but forward mode runs a "
             "forward again and must find it as it was. Take mode='two-backward', or evaluation mode for that part."
