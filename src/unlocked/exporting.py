@@ -48,8 +48,12 @@ def write_weights(to: Path, state: Mapping[str, Tensor], recipe: object, about: 
     to.parent.mkdir(parents=True, exist_ok=True)
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     tensors = {name: x.detach().contiguous().clone() for name, x in state.items()}
-    save_tensors(aside, tensors, metadata={"format": "pt", "recipe": json.dumps(recipe), **about})
-    aside.replace(to)
+    try:
+        save_tensors(aside, tensors, metadata={"format": "pt", "recipe": json.dumps(recipe), **about})
+        aside.replace(to)
+    except OSError as error:
+        error.filename = str(to)  # and not the one aside
+        raise
     return to
 
 
