@@ -630,6 +630,16 @@ def test_thresholds_for_each_stage_are_those_of_its_loss():
         trainer(ul.credit.DGSSL(loss=pairs.EasyNTXent(alpha, beta), dimension=6), stages=2)
 
 
+def test_a_single_held_out_image_has_no_loss_of_pairs():
+    data = images()
+    rule = ul.credit.DGSSL(loss="barlow-twins", dimension=6)
+    session = ul.Trainer(ul.cut(pixels(), 2, like=data.x[:4]), credit=rule, optimizer=momentum)
+    one = ul.data.from_tensors(data.x[:1], data.y[:1], like=data)
+    (record,) = session.fit(data, 1, batch_size=12, validate=one)
+    assert record["validation"]["loss"] is None and record["validation"]["accuracy"] in (0.0, 1.0)
+    assert session.fit(data, 2, batch_size=12, validate=data)[-1]["validation"]["loss"] > 0
+
+
 def test_a_run_goes_on_only_with_the_oracle_it_began_with(tmp_path):
     data, oracle = images(), nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
