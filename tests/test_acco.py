@@ -13,6 +13,7 @@ from torch import nn
 
 import unlocked as ul
 from test_distributed import here
+from unlocked.consensus.sharded_update import Shard
 from unlocked.errors import InvalidChoice, LostProcess, NonFiniteLoss, UnlockedError
 from unlocked.rules.accumulation import clip_factor, pieces_of
 from unlocked.simulation import Device, Hardware, costs_of, profile, simulate, uniform, unit
@@ -342,6 +343,17 @@ def test_clipping_is_torchs():
         parameter.grad = gradient.clone()
         nn.utils.clip_grad_norm_([parameter], clip)
         assert torch.allclose(parameter.grad, gradient * clip_factor([25.0, 144.0], clip), rtol=1e-12)
+
+
+def test_groups_of_weights_are_clipped_by_their_own_norms():
+    a, b = (nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in (3, 2))
+    shard = Shard([a, b], [[a], [b]], torch.optim.SGD([a, b], lr=1.0), None, 0, 1)
+    gradient = torch.tensor([3.0, 4.0, 12.0, 6.0, 8.0], dtype=torch.float64)
+    assert shard.take([2 * gradient], 2, [True, True]) == [169.0, 100.0]
+    shard.clip([0.5, 0.25])
+    for _ in range(2):  # the same gradients may be used again
+        (values,) = shard.foresee()
+        assert torch.equal(values, -gradient * torch.tensor([0.5, 0.5, 0.5, 0.25, 0.25], dtype=torch.float64))
 
 
 # ---- mitigations and refusals ----------------------------------------------------------------------------------------
