@@ -340,6 +340,8 @@ def test_a_comparison_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
         assert (
             f"is a comparison of several runs; give one of them, a folder in {tmp_path}/runs" in capsys.readouterr().err
         )
+    run(config_of("backprop"), tmp_path)  # a run whose folder also holds others
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "x.safetensors")]) == 0
 
 
 def test_a_complete_run_that_is_resumed_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,9 @@ def test_impossible_split_points_are_refused(at, words):
         ul.cut(Branching(), at=at, like=torch.randn(4, 5))
 
 
+EMPTY: dict[str, int] = {}
+
+
 class Optional(nn.Module):
     """Takes more than x, which may be left out."""
 
@@ -217,11 +220,23 @@ class Optional(nn.Module):
         super().__init__()
         self.enter, self.middle, self.leave = nn.Linear(5, 6), Branching.Block(), nn.Linear(6, 3)
 
-    def forward(self, x, mask=None, scale=2.0, flip=False, *, shift=0):
+    def forward(
+        self,
+        x,
+        mask=None,
+        hooks=(),
+        size=(1, 6),
+        scale=2.0,
+        *rest,
+        flip=False,
+        options=EMPTY,
+        shift=0,
+        **more,
+    ):
         x = self.enter(x) * scale + shift
         if mask is not None:
             x = x * mask
-        return self.leave(self.middle(-x if flip else x))
+        return self.leave(self.middle(-x if flip else x.view(-1, size[1])))
 
 
 def test_inputs_that_may_be_left_out_are():
@@ -252,7 +267,7 @@ def test_what_is_no_tensor_cannot_be_passed_on():
     with pytest.raises(CannotCut, match="What 'remember' returns is a tuple, as of an LSTM"):
         ul.cut(Recurrent(), at=["read", "remember"], like=x)
     assert len(ul.cut(Recurrent(), at=["read"], like=x)) == 2
-    with pytest.raises(CannotCut, match=r"takes 2 inputs; stages pass one tensor\. Give the others defaults"):
+    with pytest.raises(CannotCut, match=r"takes 2 inputs; stages pass one tensor\. Give y a default"):
         ul.cut(Two(), at=["read"], like=x)
 
 

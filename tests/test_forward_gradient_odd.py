@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,6 +84,22 @@ def test_parts_that_forward_mode_cannot_take_are_refused_before_the_first_step(n
     with pytest.raises(InvalidChoice, match=r"Stage 0: .*two-backward"):
         session(ForwardGradient("gaussian", space=space), *bodies, like=x)
     session(ForwardGradient("gaussian", space=space, mode="two-backward"), *bodies, like=x).step(x, Y)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda mode: ForwardGradient("gaussian", space="activity", mode=mode),
+        lambda mode: LocalForwardGradient(mode=mode, **SMALL),
+    ],
+)
+def test_a_part_whose_weights_have_no_forward_mode_is_welcome_where_none_is_pushed(rule: Any) -> None:
+    x, found = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), []
+    for mode in ("forward", "two-backward"):
+        torch.manual_seed(0)
+        bodies = [nn.Sequential(weight_norm(nn.Linear(5, 6)), nn.Tanh()), nn.Linear(6, 6), nn.Linear(6, 3)]
+        found.append(moved(rule(mode), *(body.double() for body in bodies), x=x))
+    assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
 class Centred(nn.Module):
@@ -170,6 +187,11 @@ def test_a_body_that_hides_its_weights_is_a_sentence(where: int, rule: Any) -> N
 def test_options_of_another_type_are_sentences(make: Any, words: str) -> None:
     with pytest.raises(InvalidChoice, match=words):
         make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert ul.credit.MeZO(epsilon=np.float32(1e-3)).epsilon == np.float32(1e-3)  # type: ignore[arg-type]
+    assert ForwardGradient(budget=np.float64(0.1)).budget == 0.1
 
 
 def test_options_that_cannot_be_looked_up_are_left_to_the_rule() -> None:

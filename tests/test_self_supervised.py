@@ -602,6 +602,28 @@ def test_what_cannot_be_is_refused_in_a_sentence(attempt, says):
     assert says in str(error.value)
 
 
+def test_an_oracle_may_share_a_frozen_part():
+    network = body()
+    first = next(network.children())
+    first.requires_grad_(False)
+    trainer(ul.credit.OracleSimCLR(nn.Sequential(first, nn.Flatten()), dimension=6), model=network)
+
+
+class _Together(PairLoss):
+    """Draws the views of an image together, which takes no other image."""
+
+    def judge(self, z, y, oracle=None):
+        return Judged((z[::2] - z[1::2]).square().sum(), {})
+
+
+def test_a_loss_that_needs_no_other_image_learns_from_one():
+    data = images(4)
+    session = ul.Trainer(
+        ul.cut(pixels(), 2, like=data.x[:4]), credit=ul.credit.DGSSL(loss=_Together()), optimizer=momentum
+    )
+    assert session.fit(data, 1, batch_size=1)[0]["losses"][0] > 0
+
+
 def its_own_oracle():
     network = body()
     return trainer(ul.credit.OracleSimCLR(network, dimension=6), model=network)
@@ -651,6 +673,7 @@ def test_a_run_goes_on_only_with_the_oracle_it_began_with(tmp_path):
     begun.fit(data, 1, batch_size=12)
     begun.save(tmp_path)
     resumed = ul.Trainer.resume(tmp_path, credit=begun.credit)
+    assert resumed.oracle is None  # given anew on purpose
     resumed.fit(data, 2, batch_size=12)
     nn.init.zeros_(oracle[1].bias)
     with pytest.raises(ul.UnlockedError, match="oracle is not the one that this run was trained with"):

@@ -74,8 +74,10 @@ class _NormsInOneType(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and function in (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm):
+        if function in (F.batch_norm, F.instance_norm, F.group_norm) and args:
             x, *others = args
+            if x.is_cuda and function is F.group_norm:  # there autocast itself brings all of it to float32
+                return function(*args, **kwargs)
             kinds = [one.dtype for one in (*others, *kwargs.values()) if isinstance(one, Tensor)]
             if any(kind.itemsize > x.dtype.itemsize for kind in kinds if kind.is_floating_point):
                 wide = max(kinds, key=lambda kind: kind.itemsize)
@@ -88,9 +90,11 @@ def _prepared(body: nn.Module, counted: bool = False) -> Iterator[None]:
     """No graph, no fused attention, no statistics but if `counted`; what has no forward mode is named in a sentence."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    half = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+    norms = _NormsInOneType() if half else contextlib.nullcontext()
     kept = contextlib.nullcontext() if counted else statistics_kept(body.modules())
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept, InOrder(), _NormsInOneType():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), kept, InOrder(), norms:
             yield
     except (NotImplementedError, RuntimeError) as error:
         if (sentence := _refused(error, body)) is None:
@@ -116,13 +120,15 @@ def _refused(error: Exception, body: nn.Module) -> str | None:
     )
 
 
-def check_forward_mode(body: nn.Module, x: Tensor, where: str) -> None:
-    """Raises InvalidChoice if no tangent can be pushed through the body. `x`: an example of its input."""
+def check_forward_mode(body: nn.Module, x: Tensor, where: str, weights: bool) -> None:
+    """Raises InvalidChoice if no tangent can be pushed through the body, of its input or, with `weights`, of any weight that is
+    trained. `x`: an example of its input."""
     try:
         with untouched(body):
             x = at_least_two(x)
-            learning = {name: torch.zeros_like(p) for name, p in body.named_parameters() if p.requires_grad}
-            push_weights(body, x, learning)
+            if weights:
+                learning = {name: torch.zeros_like(p) for name, p in body.named_parameters() if p.requires_grad}
+                push_weights(body, x, learning)
             if x.is_floating_point():
                 push(body, x, torch.zeros_like(x)[None])
             _check_that_it_can_be_run_again(body, x)
@@ -133,14 +139,20 @@ def check_forward_mode(body: nn.Module, x: Tensor, where: str) -> None:
 def _check_that_it_can_be_run_again(body: nn.Module, x: Tensor) -> None:
     """Raises InvalidChoice if a forward depends on what the one before it has left in a buffer; BatchNorm's does not."""
     norms = nn.modules.batchnorm._BatchNorm
-    if x.is_meta or not any(part._buffers and not isinstance(part, norms) for part in body.modules()):
+    kept = [
+        x for part in body.modules() if not isinstance(part, norms) for x in part._buffers.values() if x is not None
+    ]
+    if x.is_meta or not kept:
         return
+    before = [buffer.clone() for buffer in kept]
     with torch.no_grad():
         torch.manual_seed(0)
         first = body(x)
+        if all(map(torch.equal, before, kept)):
+            return
         torch.manual_seed(0)
         again = body(x)
-    if not torch.allclose(first, again, rtol=1e-4, atol=1e-6, equal_nan=True):  # some kernels round anew every time
+    if not torch.allclose(first, again, rtol=0.0, atol=0.0, equal_nan=True):
         raise InvalidChoice(
             "Its output depends on a buffer that its own forward changes (as with spectral_norm), but forward mode runs a "
             "forward again and must find it as it was. Take mode='two-backward', or evaluation mode for that part."

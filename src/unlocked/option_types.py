@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import numbers
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -78,8 +79,8 @@ def _is_a(given: Any, hint: Any) -> bool:
         return given is None
     if get_origin(hint) is Literal:
         return given in get_args(hint)
-    if hint in (int, float):
-        return isinstance(given, (int, hint)) and not isinstance(given, bool)
+    if hint in (int, float):  # NumPy's, too
+        return isinstance(given, numbers.Integral if hint is int else numbers.Real) and not isinstance(given, bool)
     return isinstance(given, get_origin(hint) or hint)
 
 

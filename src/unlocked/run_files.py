@@ -85,7 +85,7 @@ def alone_in(folder: Path, taken_over: bool = False) -> Iterator[None]:
 
 def read_config(folder: Path) -> RunConfig:
     """The configuration of the run in `folder`. Raises BadCheckpoint if there is none, InvalidChoice for a comparison."""
-    if (folder / "runs").is_dir():
+    if (folder / "runs").is_dir() and not (folder / "config.json").exists():
         raise InvalidChoice(
             f"{folder} is a comparison of several runs; give one of them, a folder in {folder / 'runs'}."
         )

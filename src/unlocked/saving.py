@@ -222,6 +222,8 @@ def load_state(kind: type[Trainer], path: str | Path, given: Mapping[str, Any]) 
             _load_shard(trainer, weights, reader)
     for name, value in manifest["progress"].items():
         setattr(trainer, name, value)
+    if given["credit"] is not None:
+        trainer.oracle = None  # whatever it asks was given on purpose
     trainer.begin_epoch()
     rule = trainer.consensus
     if rule.needs_equal_start and not rule.needs_processes and not is_described(rule, manifest["consensus"]):

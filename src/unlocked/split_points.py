@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -42,11 +43,6 @@ def split_at(model: nn.Module, points: Sequence[str], like: Tensor) -> list[nn.M
         raise CannotCut(f"The split points {list(points)} are not in the order in which the forward passes them.")
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in graph.nodes if node.op == "output")
-    if len(inputs) != 1:
-        raise CannotCut(
-            f"The forward of {type(model).__name__} takes {len(inputs)} inputs; stages pass one tensor. Give the others "
-            "defaults, or wrap the model in a module that takes one."
-        )
     bounds = [0, *(end + 1 for end in ends), len(nodes)]
     entry, bodies = inputs[0], []
     for begin, end in pairwise(bounds):
@@ -59,26 +55,37 @@ def split_at(model: nn.Module, points: Sequence[str], like: Tensor) -> list[nn.M
 
 
 def _trace(model: nn.Module, points: Sequence[str]) -> fx.Graph:
-    others = list(inspect.signature(model.forward).parameters.values())[1:]
-    usual = {one.name: one.default for one in others if one.default is not one.empty}
+    _check_inputs(model)
+    kind = type(model)
+
+    class OneInput(kind):  # type: ignore[misc, valid-type]
+        """The model, of which fx sees one input: the others keep their defaults."""
+
+        def forward(self, x: Any) -> Any:
+            return kind.forward(self, x)
+
+    model.__class__ = OneInput
     try:
-        return _without(_Tracer(points).trace(model, concrete_args=usual or None), len(usual))
+        return _Tracer(points).trace(model)
     except Exception as error:  # fx raises many kinds; each means that the forward around the names is not traceable
         raise CannotCut(
-            f"The forward of {type(model).__name__} around {list(points)} cannot be traced ({error}); name submodules that "
+            f"The forward of {kind.__name__} around {list(points)} cannot be traced ({error}); name submodules that "
             "are called in straight-line code, or build the stages by hand: Chain([Stage(…), …])."
         ) from error
+    finally:
+        model.__class__ = kind
 
 
-def _without(graph: fx.Graph, defaults: int) -> fx.Graph:
-    """The graph without the last inputs, those that keep their default, and without what fx asserts of them."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    doomed = inputs[len(inputs) - defaults :]
-    for node in doomed:
-        doomed += [user for user in node.users if user not in doomed]  # the list grows as it is read
-    for node in reversed(doomed):
-        graph.erase_node(node)
-    return graph
+def _check_inputs(model: nn.Module) -> None:
+    """Raises CannotCut if the forward takes more than one input that has no default."""
+    some = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    inputs = [one for one in inspect.signature(type(model).forward).parameters.values() if one.kind not in some][1:]
+    needed = [one.name for one in inputs[1:] if one.default is one.empty]
+    if needed:
+        raise CannotCut(
+            f"The forward of {type(model).__name__} takes {1 + len(needed)} inputs; stages pass one tensor. Give "
+            f"{', '.join(needed)} a default, or wrap the model in a module that takes one input."
+        )
 
 
 def _position(nodes: list[fx.Node], point: str) -> int:

@@ -248,7 +248,8 @@ class Accumulating(Weights, ABC):
     @work("update", gives=lambda self, factors, samples: self._own_rows())
     def _make(self, factors: list[float], samples: int) -> list[list[Tensor]]:
         assert self.part is not None
-        self.part.clip(factors)
+        if self.store.clip is not None:
+            self.part.clip(factors)
         made = self.make(samples)
         self.part.drop_gradients()
         return made

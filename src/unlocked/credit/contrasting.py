@@ -121,7 +121,8 @@ class Contrasting(Credit):
         from ..held_out_pairs import pair_batch_size  # late: it imports what imports this
 
         super().meet(trainer, data)
-        if pair_batch_size(trainer) == 1:
+        contrasts = any(getattr(stage.loss, "contrasts", False) for stage in trainer.template)
+        if contrasts and pair_batch_size(trainer) == 1:
             raise InvalidChoice(
                 f"{self.name} tells images from each other, but an update has a single image, of which nothing can be learned; "
                 "take a batch size of at least 2."

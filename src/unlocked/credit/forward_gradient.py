@@ -189,7 +189,7 @@ class ForwardGradient(SynchronousCredit):
                 chain.train()  # as the trainer does before a step
             for j, stage in enumerate(chain):
                 if j < len(chain) - 1:
-                    check_forward_mode(stage.body, x, f"Stage {j}")
+                    check_forward_mode(stage.body, x, f"Stage {j}", self.space == "weight")
                 mixes.append(couples_samples(stage.body, x))
                 x = run_once(stage.body, x)
         for j, stage in enumerate(chain):

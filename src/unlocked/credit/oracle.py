@@ -64,7 +64,8 @@ class Oracle:
 
     def refuse_shared(self, trained: Chain) -> None:
         """Raises InvalidChoice if it has weights of the network that is trained: they would move."""
-        if isinstance(self._given, nn.Module) and {*self._given.parameters()} & {*trained.parameters()}:
+        moving = {weight for weight in trained.parameters() if weight.requires_grad}
+        if isinstance(self._given, nn.Module) and not moving.isdisjoint(self._given.parameters()):
             raise InvalidChoice(
                 f"{self._rule}'s oracle has weights of the network that is trained, but an oracle stays as it is; give "
                 "copy.deepcopy(oracle)."

@@ -44,4 +44,4 @@ def per_sample(loss: Loss, output: Any, y: Tensor) -> Tensor:
     found = F.cross_entropy(output.flatten(0, -2), targets, reduction="none").view(len(y), -1)
     if y.is_floating_point():
         return found.mean(1)
-    return found.sum(1) * (len(y) / (targets != _LEFT_OUT).sum())
+    return found.sum(1) * len(y) / (targets != _LEFT_OUT).sum()

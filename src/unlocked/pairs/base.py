@@ -35,6 +35,7 @@ class PairLoss(Typed, ABC):
     """
 
     classifies: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = False  # True: with a single image, which has no negatives, there is nothing to learn
     known: ClassVar[bool] = True  # False: it has to meet the training data first (Credit.meet)
 
     @property

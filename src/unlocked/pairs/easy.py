@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ class EasyNTXent(PairLoss):
     temperature: float = 0.5
     positive_in_denominator: bool = False
     mean: str = "kept"
+
+    contrasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):

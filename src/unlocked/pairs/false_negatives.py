@@ -21,6 +21,7 @@ et al., 2020). If all negatives are eliminated the loss is log 1 = 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class FalseNegatives(PairLoss):
     top: int = 8
     threshold: float = 0.7
     temperature: float = 0.5
+
+    contrasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         choose("by of FalseNegatives", self.by, BY)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class HardNegatives(PairLoss):
     beta: float = 1.0
     tau_plus: float = 0.1
     temperature: float = 0.5
+
+    contrasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_temperature("HardNegatives", self.temperature)

@@ -10,6 +10,7 @@ Limits: B = 1 has no negatives; the loss is 0. Projections that are all the same
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class NTXent(PairLoss):
     """The formula above. temperature: τ > 0. Raises InvalidChoice (options), WrongTarget (z)."""
 
     temperature: float = 0.5
+
+    contrasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_temperature("NTXent", self.temperature)

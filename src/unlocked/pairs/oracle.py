@@ -16,6 +16,7 @@ Limits: T⁺ = −1, T⁻ = 1 is NT-Xent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -58,6 +59,8 @@ class OracleNTXent(PairLoss):
     temperature: float = 0.5
     positive_in_denominator: bool = False
     mean: str = "all"
+
+    contrasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_cosine("OracleNTXent", "positive", self.positive)

@@ -14,6 +14,7 @@ Limits: T = −1 is NT-Xent. If all negatives of a row are masked, its term is l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ class SubsampledNTXent(PairLoss):
     which: str = "both"
     temperature: float = 0.5
     mean: str = "all"
+
+    contrasts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_cosine("SubsampledNTXent", "threshold", self.threshold)
