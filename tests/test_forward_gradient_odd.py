@@ -102,6 +102,29 @@ def test_a_part_whose_weights_have_no_forward_mode_is_welcome_where_none_is_push
     assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
+class Counting(nn.Module):
+    """Replaces its buffer in every forward; `read`: and its output depends on it."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.layer, self.read = nn.Linear(5, 5), read
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return self.layer(x) * (1 + self.calls if self.read else 1)
+
+
+def test_a_buffer_may_change_if_the_output_does_not_depend_on_it() -> None:
+    x, rule = torch.randn(6, 5), ForwardGradient("gaussian", space="activity")
+    with pytest.raises(InvalidChoice, match=r"Stage 0: Its output depends on a buffer"):
+        session(rule, Counting(read=True), nn.Linear(5, 3), like=x)
+    counting = Counting(read=False)
+    made = session(rule, counting, nn.Linear(5, 3), like=x)
+    assert counting.calls == 0  # looking at it changed nothing
+    made.step(x, Y)
+
+
 class Centred(nn.Module):
     """Mixes samples, and is no BatchNorm."""
 

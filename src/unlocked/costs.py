@@ -19,9 +19,10 @@ from .modes import modes_kept
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Run a module inside; afterwards its buffers (BatchNorm statistics), its gradients, its train/eval modes and the
-    global random state are what they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers() if _writable(buffer)]
+    """Run a module inside; afterwards its buffers (BatchNorm statistics; also those that were replaced), its gradients, its
+    train/eval modes and the global random state are what they were."""
+    owners = [(part, name, x) for part in module.modules() for name, x in part._buffers.items() if x is not None]
+    buffers = [(part, name, x, x.clone()) for part, name, x in owners if _writable(x)]
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
@@ -30,9 +31,9 @@ def untouched(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for buffer, saved in buffers:
+            for part, name, buffer, saved in buffers:
                 if _writable(buffer):
-                    buffer.copy_(saved)
+                    part._buffers[name] = buffer.copy_(saved)
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

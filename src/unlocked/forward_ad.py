@@ -138,17 +138,13 @@ def check_forward_mode(body: nn.Module, x: Tensor, where: str, weights: bool) ->
 
 def _check_that_it_can_be_run_again(body: nn.Module, x: Tensor) -> None:
     """Raises InvalidChoice if a forward depends on what the one before it has left in a buffer; BatchNorm's does not."""
-    norms = nn.modules.batchnorm._BatchNorm
-    kept = [
-        x for part in body.modules() if not isinstance(part, norms) for x in part._buffers.values() if x is not None
-    ]
-    if x.is_meta or not kept:
+    before = [buffer.clone() for buffer in _buffers(body)]
+    if x.is_meta or not before:
         return
-    before = [buffer.clone() for buffer in kept]
     with torch.no_grad():
         torch.manual_seed(0)
         first = body(x)
-        if all(map(torch.equal, before, kept)):
+        if all(map(torch.equal, before, _buffers(body))):
             return
         torch.manual_seed(0)
         again = body(x)
@@ -157,6 +153,12 @@ def _check_that_it_can_be_run_again(body: nn.Module, x: Tensor) -> None:
             "Its output depends on a buffer that its own forward changes (as with spectral_norm), but forward mode runs a "
             "forward again and must find it as it was. Take mode='two-backward', or evaluation mode for that part."
         )
+
+
+def _buffers(body: nn.Module) -> list[Tensor]:
+    """Those that are there now, but for BatchNorm's."""
+    parts = [part for part in body.modules() if not isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [x for part in parts for x in part._buffers.values() if x is not None]
 
 
 def couples_samples(body: nn.Module, x: Tensor) -> bool:
