@@ -85,6 +85,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if max(options.stages) < 2:
         parser.error("--stages needs a J above 1, as in --stages 1 4 8.")
+    if options.probed is not None and (options.images is None or options.images > options.probed):
+        parser.error("--images are the first of those that probes are fitted to; give --probed at least as many.")
     return options
 
 
