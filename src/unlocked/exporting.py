@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from .chain import Chain
 from .checkpoint import save_tensors
 from .errors import InvalidChoice
-from .run_files import read_config, refuse_unwritable
+from .run_files import aside, read_config, refuse_unwritable
 from .running import load_data
 from .session import Trainer
 
@@ -45,15 +44,9 @@ def refuse_existing(to: Path, overwrite: bool) -> None:
 
 def write_weights(to: Path, state: Mapping[str, Tensor], recipe: object, about: Mapping[str, str]) -> Path:
     """Write a network's tensors to `to`, aside and then renamed; the metadata holds its recipe (None: unknown) and `about`."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    aside = to.with_name(f".{to.name}.{os.getpid()}")
     tensors = {name: x.detach().contiguous().clone() for name, x in state.items()}
-    try:
-        save_tensors(aside, tensors, metadata={"format": "pt", "recipe": json.dumps(recipe), **about})
-        aside.replace(to)
-    except OSError as error:
-        error.filename = str(to)  # and not the one aside
-        raise
+    with aside(to) as place:
+        save_tensors(place, tensors, metadata={"format": "pt", "recipe": json.dumps(recipe), **about})
     return to
 
 

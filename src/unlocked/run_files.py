@@ -29,12 +29,19 @@ from .errors import BadCheckpoint, InvalidChoice
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write aside, then rename: nobody ever sees half a file. An error names the file itself."""
+    """Write `file` as `aside` does."""
+    with aside(file) as place:
+        place.write_text(text)
+
+
+@contextlib.contextmanager
+def aside(file: Path) -> Iterator[Path]:
+    """Where to write what is then renamed to `file`: nobody ever sees half of it. An OSError names the file itself."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    place = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        aside.write_text(text)
-        aside.replace(file)
+        yield place
+        place.replace(file)
     except OSError as error:
         error.filename = str(file)
         raise

@@ -41,12 +41,13 @@ class AskingOracle(Contrasting):
         super().meet(trainer, data)
         if not self.asks(trainer.stages):
             return
-        if trainer.oracle not in (None, self._oracle.digest):
+        digest = self._oracle.digest
+        if trainer.oracle not in (None, digest):
             raise InvalidChoice(
                 f"{self.name}'s oracle is not the one that this run was trained with: its weights are others now. Put the old "
                 "ones back in its place, or begin a new run."
             )
-        trainer.oracle = self._oracle.digest
+        trainer.oracle = digest
 
     def check_data(self, data: Any, batch_size: int | None, accumulate: int) -> None:
         super().check_data(data, batch_size, accumulate)
